@@ -1,0 +1,1 @@
+"""Words: what every daemon says and means. Knows no daemon."""

@@ -1,0 +1,1 @@
+"""auxot-router: takes requests, queues them, hands them to workers, streams the answers back."""

@@ -1,0 +1,1 @@
+"""llama-server: finding or building it, keeping it alive, talking to it."""
