@@ -132,3 +132,10 @@ class LlamaError(AuxotError):
         self.code = code
         self.n_prompt_tokens = n_prompt_tokens
         self.n_ctx = n_ctx
+
+
+def first_error(group: BaseExceptionGroup[AuxotError]) -> AuxotError:
+    """Return one of the errors of a group: what a nursery makes of the error that ended it."""
+    for exc in group.exceptions:
+        return first_error(exc) if isinstance(exc, BaseExceptionGroup) else exc
+    raise ValueError("an empty group")  # cannot be: groups are never empty

@@ -129,7 +129,12 @@ def _structure_str_map(value: Any, _: Any) -> Any:
     return value
 
 
-def _tuple_hook(annotation: Any, converter: OrjsonConverter) -> Callable[[Any, Any], tuple[Any, ...]]:
+def _is_tuple(annotation: Any) -> bool:
+    origin: Any = get_origin(annotation)
+    return origin is tuple
+
+
+def _tuple_hook(annotation: Any, converter: Any) -> Callable[[Any, Any], tuple[Any, ...]]:
     """Return a hook for `tuple[X, ...]`: takes a list, or null (Go writes an empty list so), and nothing else."""
     item_type = get_args(annotation)[0]
 
@@ -146,17 +151,16 @@ def _tuple_hook(annotation: Any, converter: OrjsonConverter) -> Callable[[Any, A
 def _converter() -> OrjsonConverter:
     """Return a converter that takes what the protocol says and converts nothing silently."""
     converter = make_converter(omit_if_default=True, detailed_validation=False)
-    for cls in (str, int, bool):
-        converter.register_structure_hook(cls, _exactly(cls))
+    for primitive in (str, int, bool):
+        converter.register_structure_hook(primitive, _exactly(primitive))
     converter.register_structure_hook(float, _structure_float)
     converter.register_structure_hook_func(lambda kind: kind == Mapping[str, Any], _structure_object)
     converter.register_structure_hook_func(lambda kind: kind == Mapping[str, str], _structure_str_map)
-    converter.register_structure_hook_factory(lambda kind: get_origin(kind) is tuple, _tuple_hook)
+    converter.register_structure_hook_factory(_is_tuple, _tuple_hook)
     for cls, names in _ALWAYS_WRITTEN.items():
-        overrides = {name: override(omit_if_default=False) for name in names}
-        converter.register_unstructure_hook(
-            cls, make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True, **overrides)
-        )
+        overrides: dict[str, Any] = {name: override(omit_if_default=False) for name in names}
+        write: Any = make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True, **overrides)
+        converter.register_unstructure_hook(cls, write)
     return converter
 
 

@@ -1,0 +1,96 @@
+"""The little of ASGI that the hot endpoints need, without a framework in between.
+
+A short POST costs 500 us of CPU through a quart route and 260 us so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import trio
+
+from auxot.core.errors import ErrorCode, RefusedError
+
+BODY_CHUNK_TIMEOUT_S = 30.0  # a client that sends nothing for so long is refused
+BODY_TIMEOUT_S = 300.0
+_DISCARD_S = 5.0
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+
+class ClientGoneError(Exception):
+    """The client left before its request was whole."""
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """Return the first header of that (lower-case) name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None
+
+
+async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        RefusedError: larger than the limit (413), or too slow (408).
+        ClientGoneError: the client left.
+    """
+    declared = header(scope, b"content-length")
+    if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
+        await _discard(receive)
+        raise _too_large(limit_bytes)
+    try:
+        with trio.fail_after(BODY_TIMEOUT_S):
+            return await _read_chunks(receive, limit_bytes=limit_bytes)
+    except trio.TooSlowError as exc:
+        raise RefusedError(ErrorCode.REQUEST_TIMEOUT, "the request body did not come in time") from exc
+
+
+async def _read_chunks(receive: Receive, *, limit_bytes: int) -> bytes:
+    chunks: list[bytes] = []
+    n_bytes = 0
+    while True:
+        with trio.fail_after(BODY_CHUNK_TIMEOUT_S):
+            message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        n_bytes += len(message["body"])
+        if n_bytes > limit_bytes:
+            await _discard(receive)
+            raise _too_large(limit_bytes)
+        chunks.append(message["body"])
+        if not message.get("more_body"):
+            return b"".join(chunks)
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on for a moment: a client that is still sending would see a reset instead of the answer."""
+    with trio.move_on_after(_DISCARD_S):
+        while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+            pass
+
+
+def _too_large(limit_bytes: int) -> RefusedError:
+    return RefusedError(ErrorCode.TOO_LARGE, f"the request body is larger than {limit_bytes} bytes")
+
+
+async def send_json(send: Send, *, status: int, body: bytes, headers: Headers) -> None:
+    """Send a whole JSON response."""
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                *headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body, "more_body": False})

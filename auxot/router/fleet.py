@@ -1,0 +1,111 @@
+"""All connected workers, and which of them gets the next job.
+
+The choice is the worker with the fewest running jobs among those with a free slot; among equals the one that has
+waited longest. Workers with a free slot stand in buckets by their number of running jobs, so that choosing and moving
+one costs the same with four workers and with a thousand.
+
+Owned by the router's event loop; nothing here blocks. `bell` is rung when a slot has become free.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+import attrs
+
+from auxot.router.bell import Bell
+
+
+class Member(Protocol):
+    """What the fleet needs to know of a session."""
+
+    worker_id: str
+
+    @property
+    def n_running(self) -> int:
+        """Jobs that it runs."""
+
+    @property
+    def n_slots(self) -> int:
+        """Jobs that it can run at once; 0 while it takes none."""
+
+
+MemberT = TypeVar("MemberT", bound=Member)
+
+
+@attrs.frozen(kw_only=True)
+class FleetCount:
+    """The figures of `/health`."""
+
+    workers: int
+    total_slots: int
+    active_jobs: int
+
+    @property
+    def available(self) -> int:
+        """Free slots."""
+        return max(0, self.total_slots - self.active_jobs)
+
+
+@attrs.define(eq=False)
+class Fleet(Generic[MemberT]):
+    """The connected workers of one pool."""
+
+    bell: Bell
+    _members: dict[str, MemberT] = attrs.field(factory=dict)
+    _bucket_of: dict[str, int] = attrs.field(factory=dict)  # worker id -> running jobs, if it has a free slot
+    _buckets: dict[int, dict[str, MemberT]] = attrs.field(factory=dict)
+
+    def update(self, member: MemberT) -> None:
+        """Note that a worker has come, or that its slots or running jobs have changed."""
+        self._members[member.worker_id] = member
+        had_free_slot = self._leave_bucket(member.worker_id)
+        if member.n_running < member.n_slots:
+            self._buckets.setdefault(member.n_running, {})[member.worker_id] = member
+            self._bucket_of[member.worker_id] = member.n_running
+            if not had_free_slot:  # else the queue was looked at when that slot became free
+                self.bell.ring()
+
+    def remove(self, member: MemberT) -> None:
+        """Forget a worker that has gone. Safe to call twice."""
+        self._members.pop(member.worker_id, None)
+        self._leave_bucket(member.worker_id)
+
+    def choose(self) -> MemberT | None:
+        """Return the worker that gets the next job, or None when all slots are taken."""
+        if not self._buckets:
+            return None
+        return next(iter(self._buckets[min(self._buckets)].values()))
+
+    def n_free_slots(self, *, at_most: int) -> int:
+        """Return how many slots are free, counting no further than `at_most`."""
+        free = 0
+        for bucket in self._buckets.values():
+            for member in bucket.values():
+                free += member.n_slots - member.n_running
+                if free >= at_most:
+                    return at_most
+        return free
+
+    def count(self) -> FleetCount:
+        """Return the figures of all workers that take jobs; one that has only just connected is not among them."""
+        ready = [member for member in self._members.values() if member.n_slots]
+        return FleetCount(
+            workers=len(ready),
+            total_slots=sum(member.n_slots for member in ready),
+            active_jobs=sum(member.n_running for member in ready),
+        )
+
+    def members(self) -> list[MemberT]:
+        """Return the workers, in no order."""
+        return list(self._members.values())
+
+    def _leave_bucket(self, worker_id: str) -> bool:
+        load = self._bucket_of.pop(worker_id, None)
+        if load is None:
+            return False
+        bucket = self._buckets[load]
+        del bucket[worker_id]
+        if not bucket:
+            del self._buckets[load]
+        return True

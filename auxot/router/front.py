@@ -1,0 +1,177 @@
+"""The accept loop: worker WebSockets are peeled off before hypercorn, everything else goes to it.
+
+    accepted socket -> first line read (5 s) -> `GET /ws`: handshake, then `serve_worker(WorkerSocket)`
+                                             '-> anything else: hypercorn's TCPServer, the bytes read so far replayed
+
+Why not hypercorn alone: a task switch costs more than all else that happens to a token, and its WebSocket and send
+paths take eight of them; and its `send_all` is shielded without a deadline, so one client that stops reading outlives
+every cancellation. Here every write is tried at once, without blocking; what the kernel does not take waits in a
+bounded buffer for one writer task. HTTP parsing, keep-alive, HTTP/1.0 and HTTP/2 stay hypercorn's.
+
+hypercorn 0.18's TCPServer, WorkerContext and Lifespan are used although they are not documented: the version is
+pinned, and tests/daemon/test_front.py says what must still hold when it moves.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Event, RawData
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+
+from auxot.router.connection import Connection
+from auxot.router.websocket import WorkerSocket, accept_worker
+
+if TYPE_CHECKING:
+    from auxot.core.logs import Logger
+
+HEAD_TIMEOUT_S = 5.0  # for the first line of a connection, and for a WebSocket handshake
+IDLE_TIMEOUT_S = 75.0  # keep-alive: longer than the 60 s of common load balancers, which must be first to close
+MAX_HEADERS_BYTES = 32 * 1024
+CLOSE_TIMEOUT_S = 3.0  # for the last bytes, when everything ends
+BACKLOG = 2048
+
+ServeWorker = Callable[[WorkerSocket], Awaitable[None]]
+
+
+class _HttpServer(TCPServer):
+    """hypercorn's connection, with writes that are tried at once and end when they are cancelled."""
+
+    stream: Any
+
+    async def protocol_send(self, event: Event) -> None:
+        connection: Connection = self.stream
+        if not isinstance(event, RawData):
+            await connection.release()
+            await super().protocol_send(event)
+        elif event.data and not connection.keep(event.data):
+            await connection.write(event.data)
+
+
+@attrs.frozen(kw_only=True)
+class FrontPhases:
+    """How far the shutdown is: `quiet` closes the listeners, `closing` ends every connection that is left."""
+
+    quiet: trio.Event = attrs.field(factory=trio.Event)
+    closing: trio.Event = attrs.field(factory=trio.Event)
+
+
+@attrs.define
+class _Front:
+    app: Any
+    config: Config
+    context: WorkerContext
+    state: dict[str, Any]
+    serve_worker: ServeWorker
+    log: Logger
+
+    async def serve_connection(self, stream: trio.SocketStream) -> None:
+        """Serve one connection until it ends; nothing that a peer does gets out of here."""
+        connection = Connection(stream)
+        try:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            line = b""
+            with trio.move_on_after(HEAD_TIMEOUT_S):
+                line = await connection.peek_line()
+            if line:
+                await self._serve_first_line(connection, line)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except Exception:  # the wall of one connection: a fault in it must not end the others
+            self.log.exception("connection.failed")
+        finally:
+            connection.abort()
+
+    async def _serve_first_line(self, connection: Connection, line: bytes) -> None:
+        if line.startswith((b"GET /ws ", b"GET /ws?")):
+            worker_socket = None
+            with trio.move_on_after(HEAD_TIMEOUT_S):
+                worker_socket = await accept_worker(connection)
+            if worker_socket is not None:
+                await self.serve_worker(worker_socket)
+        else:
+            state = ConnectionState({**self.state, "connection": connection})
+            await _HttpServer(self.app, self.config, self.context, state, connection).run()  # type: ignore[arg-type]
+
+
+async def serve_front(
+    *,
+    app: Any,
+    serve_worker: ServeWorker,
+    host: str,
+    port: int,
+    phases: FrontPhases,
+    log: Logger,
+    task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Accept and serve connections until `phases.quiet`, keep the open ones until `phases.closing`.
+
+    Args:
+        app: the ASGI application.
+        serve_worker: serves a worker's WebSocket until it is over.
+        host: the address to listen on.
+        port: its port; 0 for any free one.
+        phases: moved on by the caller.
+        log: where a connection's crash is told.
+        task_status: started with the bound (address, port) pairs: the front is ready.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    config = _hypercorn_config()
+    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
+    context = WorkerContext(None)
+    state: dict[str, Any] = {}
+    lifespan = Lifespan(wrapped, config, state)
+    front = _Front(wrapped, config, context, state, serve_worker, log)
+    async with trio.open_nursery() as lifespan_nursery:
+        await lifespan_nursery.start(lifespan.handle_lifespan)
+        await lifespan.wait_for_startup()
+        await _accept(front, host=host, port=port, phases=phases, task_status=task_status)
+        await lifespan.wait_for_shutdown()
+        lifespan_nursery.cancel_scope.cancel()
+
+
+async def _accept(
+    front: _Front,
+    *,
+    host: str,
+    port: int,
+    phases: FrontPhases,
+    task_status: trio.TaskStatus[list[tuple[str, int]]],
+) -> None:
+    """Run the listeners inside the block of their connections: these end later."""
+    listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+    async with trio.open_nursery() as connections:
+        async with trio.open_nursery() as accepting:
+            serve = partial(trio.serve_listeners, front.serve_connection, listeners, handler_nursery=connections)
+            accepting.start_soon(serve)
+            task_status.started([listener.socket.getsockname()[:2] for listener in listeners])
+            await phases.quiet.wait()
+            accepting.cancel_scope.cancel()
+        for listener in listeners:
+            await listener.aclose()
+        await front.context.terminated.set()  # idle keep-alive connections close now, busy ones after their answer
+        await phases.closing.wait()
+        connections.cancel_scope.deadline = trio.current_time() + CLOSE_TIMEOUT_S
+
+
+def _hypercorn_config() -> Config:
+    config = Config()
+    config.keep_alive_timeout = IDLE_TIMEOUT_S
+    config.keep_alive_max_requests = 1_000_000  # the default closes a busy client's connection every 1,000
+    config.h11_max_incomplete_size = MAX_HEADERS_BYTES
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = None
+    return config

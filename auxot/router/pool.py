@@ -1,0 +1,120 @@
+"""A pool: one policy, the queue of its jobs and the fleet of its workers. One today, several tomorrow.
+
+    request -> submit -> stream entry -> dispatcher: claim as many as slots are free -> session.start
+    session -> settle: acknowledge, or release for another worker
+
+The dispatcher is the only one that claims. It sleeps on the queue's bell, which is rung by new entries, released
+entries and freed slots, and looks every second anyway.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from auxot.core.errors import ErrorCode, StoreError
+from auxot.core.jobs import Failed
+from auxot.router.attempt import Attempt, Outcome
+from auxot.router.queue import ClaimedJob, JobQueue, QueuedJob
+
+if TYPE_CHECKING:
+    from auxot.core.logs import Logger
+    from auxot.core.messages import Policy
+    from auxot.router.fleet import Fleet
+    from auxot.router.relay import OpenJob, Relay
+    from auxot.router.session import Session
+
+POLL_S = 1.0  # the dispatcher's backstop: a bell can be lost with the store's connection
+MAX_CLAIM = 64  # entries at once: what is claimed here cannot go to another router
+STORE_PAUSE_S = 0.5  # after an error of the store
+WITHDRAW_TIMEOUT_S = 1.0
+
+
+@attrs.define(eq=False, kw_only=True)
+class Pool:
+    """The workers that serve one policy, with their queue."""
+
+    policy: Policy
+    queue: JobQueue
+    fleet: Fleet[Session]
+    relay: Relay
+    router_id: str
+    max_attempts: int
+    log: Logger
+
+    async def submit(self, open_job: OpenJob) -> None:
+        """Put an open job into the queue.
+
+        Raises:
+            StoreError: the store cannot take it.
+        """
+        record = open_job.record
+        record.queued_at = time.time()
+        entry = QueuedJob(job_id=record.job_id, data=open_job.frame, reply_to=self.router_id, meta=b"{}")
+        open_job.entry_id = await self.queue.enqueue(entry)
+
+    async def withdraw(self, open_job: OpenJob) -> None:
+        """Take the entry of a job whose client has left out of the queue, unless a session has it and settles it."""
+        entry_id = open_job.entry_id
+        if entry_id is None or open_job.cancel_attempt is not None:
+            return
+        with trio.move_on_after(WITHDRAW_TIMEOUT_S, shield=True), suppress(StoreError):
+            await self.queue.withdraw(entry_id)  # else the dispatcher drops it when it gets there
+
+    async def settle(self, attempt: Attempt) -> None:
+        """Tell the queue how a delivery ended; cancel-safe under the caller's shield."""
+        lost = attempt.outcome is Outcome.LOST
+        runs_again = lost and attempt.open_job.lose(attempt=attempt.number, max_attempts=self.max_attempts)
+        await self._settle(attempt.entry_id, runs_again=runs_again)
+
+    async def run_dispatcher(self) -> None:
+        """Give jobs to free slots for ever."""
+        while True:
+            with trio.move_on_after(POLL_S):
+                await self.queue.bell.wait()
+            try:
+                await self._dispatch()
+            except StoreError as exc:
+                self.log.warning("queue.unreachable", error=str(exc))
+                await trio.sleep(STORE_PAUSE_S)
+
+    async def _dispatch(self) -> None:
+        """Claim and hand over until the queue is empty or every slot is taken."""
+        while free := self.fleet.n_free_slots(at_most=MAX_CLAIM):
+            claimed_jobs = await self.queue.claim(free)
+            if not claimed_jobs:
+                return
+            for claimed in claimed_jobs:
+                await self._hand_over(claimed)
+
+    async def _hand_over(self, claimed: ClaimedJob) -> None:
+        """Give one claimed job to the best worker; each way out settles the entry or leaves it to a session."""
+        open_job = self.relay.find(claimed.job_id)
+        if open_job is None or open_job.ended:
+            self.log.info("job.dropped", job_id=claimed.job_id, reason="its client has left")
+            await self._settle(claimed.entry_id, runs_again=False)
+            return
+        if claimed.is_exhausted:
+            message = f"given up after {self.max_attempts} deliveries"
+            open_job.fail(Failed(ErrorCode.WORKER_LOST, message))
+            await self._settle(claimed.entry_id, runs_again=False)
+            return
+        session = self.fleet.choose()
+        if session is None:  # the worker has left while we claimed
+            await self._settle(claimed.entry_id, runs_again=True)
+            return
+        open_job.record.claimed_at = time.time()
+        session.start(claimed, open_job)
+
+    async def _settle(self, entry_id: bytes, *, runs_again: bool) -> None:
+        try:
+            if runs_again:
+                await self.queue.release(entry_id)
+            else:
+                await self.queue.ack(entry_id)
+        except StoreError as exc:  # the queue remembers it and tries again with the next claim
+            self.log.warning("job.not_settled", error=str(exc))

@@ -1,0 +1,149 @@
+"""Which jobs have a client waiting on this router, and the answers that their events go to.
+
+    request task:  relay.open(job, answer) -> enqueue -> answer fills -> relay.close(open_job)
+    session:       open_job.answer.feed(event) ..., one terminal event
+
+A job is opened before it is enqueued, so no event can come too early. When its request ends, for whatever reason, it
+is closed: a running attempt is cancelled at its worker, a queued entry is withdrawn; a job that is being claimed at
+that moment is found closed and acknowledged without running.
+
+State of an open job:  queued -> running -> ended, or back to queued when its worker is lost and the client has
+nothing yet. Owned by the router's one event loop: each transition is synchronous.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import attrs
+import trio
+
+from auxot.core.errors import ErrorCode
+from auxot.core.jobs import Failed, Finished, JobEvent, JobRecord, PromptProgress
+
+
+class Answer(Protocol):
+    """Where a job's events go: a stream to the client, or a collector. Nothing here blocks."""
+
+    def feed(self, event: JobEvent) -> None:
+        """Take one event; it is seen by the client at the next `flush`."""
+
+    def flush(self) -> None:
+        """Send on what was fed."""
+
+    def restart(self) -> bool:
+        """Forget the events so far; False when the client has seen some, so the job cannot run again."""
+
+
+@attrs.define(eq=False, kw_only=True)
+class OpenJob:
+    """A job whose client waits here."""
+
+    record: JobRecord
+    answer: Answer
+    frame: bytes = attrs.field(repr=False)  # the encoded job message
+    entry_id: bytes | None = None  # of the queue, once it is there
+    max_tokens: int | None = None  # what the job asks for: original workers do not say why they stopped
+    cancel_attempt: Callable[[], None] | None = None  # set while a session runs it
+    on_started: Callable[[], None] | None = None  # the request learns that a worker has it
+    ended: bool = False
+
+    def feed(self, event: JobEvent) -> None:
+        """Pass one event on, and note the times; nothing passes after the terminal one."""
+        if self.ended:
+            return
+        record = self.record
+        if isinstance(event, (Finished, Failed)):
+            self._end(event)
+        elif record.first_event_at is None and not isinstance(event, PromptProgress):
+            record.first_event_at = time.time()
+        self.answer.feed(event)
+
+    def _end(self, event: Finished | Failed) -> None:
+        self.ended = True
+        self.record.ended_at = time.time()
+        if isinstance(event, Finished):
+            self.record.outcome = event.reason.value
+            self.record.usage = event.usage
+        else:
+            self.record.outcome = event.code.word
+
+    def start(self, *, worker_id: str, attempt: int, cancel: Callable[[], None]) -> None:
+        """Note that a worker has the job; `cancel` tells it to stop."""
+        self.record.worker_id = worker_id
+        self.record.attempt = attempt
+        self.record.sent_at = time.time()
+        self.cancel_attempt = cancel
+        if self.on_started is not None:
+            self.on_started()
+
+    def lose(self, *, attempt: int, max_attempts: int) -> bool:
+        """Note that the worker is gone; True when the job may run again, else the client has been told."""
+        self.cancel_attempt = None
+        if self.ended:
+            return False
+        if attempt >= max_attempts:
+            self.fail(Failed(ErrorCode.WORKER_LOST, f"given up: {attempt} workers were lost while they ran this job"))
+            return False
+        if not self.answer.restart():
+            self.fail(Failed(ErrorCode.WORKER_LOST, "the worker was lost in the middle of the answer"))
+            return False
+        self.record.first_event_at = None
+        return True
+
+    def fail(self, failure: Failed) -> None:
+        """End the job with an error, and send it on at once."""
+        self.feed(failure)
+        self.answer.flush()
+
+
+@attrs.define
+class Relay:
+    """All open jobs of this router, by id."""
+
+    _jobs: dict[str, OpenJob] = attrs.field(factory=dict)
+    idle: trio.Event = attrs.field(factory=trio.Event)  # replaced whenever a job opens
+
+    @contextmanager
+    def open(self, open_job: OpenJob) -> Iterator[OpenJob]:
+        """Hold a job open for the length of the block; leaving it cancels a running attempt at its worker.
+
+        A queued entry is left to the caller to withdraw: that must await.
+        """
+        job_id = open_job.record.job_id
+        self._jobs[job_id] = open_job
+        try:
+            yield open_job
+        finally:
+            del self._jobs[job_id]
+            if not self._jobs:
+                self.idle.set()
+            if not open_job.ended:
+                open_job.ended = True
+                open_job.record.ended_at = time.time()
+                open_job.record.outcome = open_job.record.outcome or "cancelled"
+            if open_job.cancel_attempt is not None:
+                open_job.cancel_attempt()
+
+    def find(self, job_id: str) -> OpenJob | None:
+        """Return the open job of that id, or None when its client has left."""
+        return self._jobs.get(job_id)
+
+    def fail_all(self, failure: Failed) -> None:
+        """End every open job with an error, and let its worker go."""
+        for open_job in list(self._jobs.values()):
+            open_job.fail(failure)
+            if open_job.cancel_attempt is not None:
+                open_job.cancel_attempt()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    async def wait_idle(self) -> None:
+        """Wait until no client waits here."""
+        while self._jobs:
+            self.idle = trio.Event()
+            await self.idle.wait()
