@@ -57,6 +57,11 @@ class _HttpServer(TCPServer):
         elif event.data and not connection.keep(event.data):
             await connection.write(event.data)
 
+    async def _read_data(self) -> None:
+        """Read to the end, then end the idle timer too: hypercorn 0.18 would hold a closed connection until it rings."""
+        await super()._read_data()
+        await self.idle_task.stop()
+
 
 @attrs.frozen(kw_only=True)
 class FrontPhases:

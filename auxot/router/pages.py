@@ -184,7 +184,7 @@ class _Pages:
         return await self.on_refused(RefusedError(ErrorCode.INTERNAL, "internal error"))
 
     def _wording(self, code: ErrorCode) -> str:
-        path = request.scope[PUBLIC_PATH][:200]  # type: ignore[typeddict-item] -- ours, not in the ASGI scope
+        path = str(request.scope[PUBLIC_PATH])[:200]  # type: ignore[literal-required]  # ours, not in the ASGI scope
         if code is ErrorCode.NOT_FOUND:
             return f"there is no endpoint {request.method} {path}"
         if code is ErrorCode.METHOD_NOT_ALLOWED:

@@ -122,11 +122,21 @@ class ScriptedWorker:
 
 
 @asynccontextmanager
+async def open_socket(running: RunningRouter) -> AsyncIterator[trio_websocket.WebSocketConnection]:
+    """Open a WebSocket to the router. trio-websocket 0.12 leaves the stream open when the peer closes first."""
+    async with trio_websocket.open_websocket_url(running.worker_url) as socket:
+        try:
+            yield socket
+        finally:
+            await trio.aclose_forcefully(socket._stream)
+
+
+@asynccontextmanager
 async def scripted_worker(
     running: RunningRouter, *, slots: int = 1, features: tuple[str, ...] = (), key: str = GPU_KEY
 ) -> AsyncIterator[ScriptedWorker]:
     """Connect a worker that is ready for jobs."""
-    async with trio_websocket.open_websocket_url(running.worker_url) as socket:
+    async with open_socket(running) as socket:
         capabilities = {"backend": "llama.cpp", "model": "m", "ctx_size": 4096, "total_slots": slots}
         if features:
             capabilities["features"] = list(features)

@@ -1,0 +1,97 @@
+"""OpenAI chat completions, `POST .../chat/completions`: the dialect, and its blocking answer.
+
+Reading a request is `openai_request`'s, the stream is `openai_stream`'s.
+
+Source: https://platform.openai.com/docs/api-reference/chat/object
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from auxot.core.errors import RefusedError
+from auxot.core.jobs import ChoiceTranscript, Failed, Finish, ToolCallDelta, Transcript, Usage
+from auxot.router.dialects import openai_objects
+from auxot.router.dialects.base import ChatRequest, ModelCard, finishes_of, json_bytes
+from auxot.router.dialects.openai_objects import FINISH_REASONS, call_id, logprobs_object, n_choices, usage_object
+from auxot.router.dialects.openai_request import parse_chat
+from auxot.router.dialects.openai_stream import OpenAiChatEncoder
+
+
+class OpenAiChat:
+    """The dialect; see `Dialect`."""
+
+    name = "openai.chat"
+
+    def parse(self, body: bytes, *, job_id: str, now: float) -> ChatRequest:
+        """Read and check a request."""
+        return parse_chat(body, job_id=job_id, now=now)
+
+    def encoder(self, request: ChatRequest) -> OpenAiChatEncoder:
+        """Return the encoder of one streaming answer."""
+        return OpenAiChatEncoder(request)
+
+    def response(self, request: ChatRequest, transcript: Transcript) -> bytes:
+        """Return the JSON body of a blocking answer."""
+        finished = transcript.finished
+        return json_bytes(
+            {
+                "id": request.answer_id,
+                "object": "chat.completion",
+                "created": request.created,
+                "model": request.model,
+                "choices": [
+                    _choice(request, transcript.choice(index), index=index, finish=finish)
+                    for index, finish in enumerate(finishes_of(finished, n_choices(request)))
+                ],
+                "usage": usage_object(finished.usage if finished else Usage()),
+            }
+        )
+
+    def refusal(self, failed: Failed) -> RefusedError:
+        """Return a job's failure as the error of this dialect."""
+        return openai_objects.refusal(failed)
+
+    def error_body(self, error: RefusedError, *, request_id: str) -> bytes:  # noqa: ARG002 -- it stands in a header
+        """Return the JSON body of an error."""
+        return openai_objects.error_body(error)
+
+    def models(self, cards: Sequence[ModelCard]) -> bytes:
+        """Return the JSON body of the list of models."""
+        return openai_objects.models_body(cards)
+
+    def model(self, card: ModelCard) -> bytes:
+        """Return the JSON body of one model."""
+        return openai_objects.model_body(card)
+
+
+def _choice(request: ChatRequest, choice: ChoiceTranscript, *, index: int, finish: Finish) -> dict[str, Any]:
+    return {
+        "index": index,
+        "message": _message(request, choice, index=index),
+        "logprobs": logprobs_object(choice.logprobs),
+        "finish_reason": FINISH_REASONS[finish.reason],
+    }
+
+
+def _message(request: ChatRequest, choice: ChoiceTranscript, *, index: int) -> dict[str, Any]:
+    """Return an answer's message: `content` is null if there are tool calls and no text."""
+    text, reasoning = "".join(choice.text), "".join(choice.reasoning)
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if choice.tool_calls:
+        message["content"] = text or None
+        message["tool_calls"] = [
+            _tool_call(call, call.id or call_id(request, choice=index, index=position))
+            for position, call in sorted(choice.tool_calls.items())
+        ]
+    return message
+
+
+def _tool_call(call: ToolCallDelta, spelt_id: str) -> dict[str, Any]:
+    return {"id": spelt_id, "type": "function", "function": {"name": call.name or "", "arguments": call.arguments}}
+
+
+OPENAI_CHAT = OpenAiChat()

@@ -1,0 +1,396 @@
+"""The job queue over a Redis stream and its consumer group; every Redis command of the queue stands here.
+
+    auxot:jobs            stream: job_id, data (the `job` message as the worker reads it), reply_to, meta
+    workers               its consumer group; a consumer is a router, and RELEASED
+    auxot:jobs:queued     channel: entries were added            auxot:jobs:released    channel: entries were released
+    auxot:router:<id>     heartbeat key of a router, with a TTL; channel of the same name
+
+    enqueue -> waiting -> claim -> claimed -> ack -> gone
+                  ^                    '-> release, or its router died and a sweeper released it -> waiting, in front
+                  '-> withdraw -> gone
+
+A released entry belongs to the pseudo consumer RELEASED, with an idle time of 30 days. Who claims it asks for entries
+idle for 15 days: a compare-and-set, because claiming sets the idle time to nothing and one router wins. It keeps its
+delivery count, and its place in the stream puts it in front of every entry that was never delivered.
+
+Invariants: XACK and XDEL go together in one step, so the stream holds what waits and what is claimed and nothing
+else; no entry is deleted while it is pending or trimmed ever. Only `claim` delivers, and one task calls it. A claim
+whose reply was lost (cancelled, connection lost) leaves entries that belong to this router and that it does not know:
+the next claim finds and releases them. An ack that was lost is repeated by the next claim.
+
+A queue that is polled costs one command a look: RELEASED is read only when a bell says that something may be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+
+from auxot.core.errors import StoreError, StoreLostError
+from auxot.core.logs import get_logger
+from auxot.router.bell import Bell
+from auxot.router.queue_entries import (
+    ClaimedJob,
+    ConsumerState,
+    Depth,
+    Pending,
+    QueuedJob,
+    entry_fields,
+    read_consumer_name,
+    read_entry,
+    read_pending,
+    read_summary,
+)
+from auxot.router.store import Argument, Command, Store
+
+GROUP = "workers"
+RELEASED = "released"  # the pseudo consumer of entries that anybody may claim
+RELEASED_IDLE_MS = 30 * 24 * 3600 * 1000
+CLAIMABLE_IDLE_MS = RELEASED_IDLE_MS // 2  # no job runs that long
+PAGE = 100  # entries looked at in one command, where there can be many
+
+__all__ = ["GROUP", "RELEASED", "ClaimedJob", "ConsumerState", "Depth", "JobQueue", "QueuedJob"]
+
+_log = get_logger()
+
+
+@attrs.define
+class _ReleasedBell:
+    """Remembers that released entries may exist, and rings the queue's bell for them."""
+
+    queue_bell: Bell
+    is_rung: bool = True  # at the start nobody knows
+
+    def ring(self) -> None:
+        self.is_rung = True
+        self.queue_bell.ring()
+
+
+class JobQueue:
+    """The queue of one pool, as one router sees it.
+
+    Every method raises StoreLostError and StoreError as `Store` tells; what is then the case is told here. A lost
+    consumer group is made again on the way: entries that were claimed are then delivered once more, except to the
+    router that still has them.
+
+    Args:
+        store: kept open by the caller for longer than the queue.
+        router_id: the name of this process among the routers, unique; its consumer.
+        name: of the pool's queue; `jobs` is the stream `auxot:jobs`, another one is `auxot:jobs:<name>`.
+        max_attempts: deliveries of one job, at least 1.
+        heartbeat_ttl_s: how long this router counts as alive after a heartbeat.
+
+    Attributes:
+        bell: rung when there may be something to claim, and after a reconnect. Published rings can be lost with a
+            connection: look once a second anyway.
+        reconnected: rung when the store has a new connection: time for a heartbeat.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        router_id: str,
+        name: str = "jobs",
+        max_attempts: int = 3,
+        heartbeat_ttl_s: float = 45.0,
+    ) -> None:
+        if router_id == RELEASED:
+            raise ValueError(f"{RELEASED!r} cannot be a router's id")
+        self.router_id = router_id
+        self.store = store
+        self.bell = Bell()
+        self.reconnected = Bell()
+        self._released_bell = _ReleasedBell(self.bell)
+        self._key = "auxot:jobs" if name == "jobs" else f"auxot:jobs:{name}"
+        self._queued_channel = f"{self._key}:queued"
+        self._released_channel = f"{self._key}:released"
+        self._max_attempts = max_attempts
+        self._heartbeat_ttl_ms = round(heartbeat_ttl_s * 1000)
+        self._held: set[bytes] = set()  # delivered to us, not settled; at most the slots of our workers
+        self._unacked: set[bytes] = set()  # settled, but whether Redis knows is unknown
+        self._may_have_orphans = True  # entries that are ours in Redis, but that we do not hold
+        self._is_claiming = False
+
+    async def open(self) -> None:
+        """Say that this router lives, make stream, group and consumer if they are missing, and hang up the bells."""
+        await self._create_group()
+        await self.heartbeat()  # this makes the consumer: one without a heartbeat would be swept
+        await self.store.subscribe(_router_key(self.router_id), self.reconnected)
+        await self.store.subscribe(self._queued_channel, self.bell)
+        await self.store.subscribe(self._released_channel, self._released_bell)
+
+    async def close(self) -> None:
+        """Leave the group: give back all that this router still has, then take back its heartbeat and consumer.
+
+        What fails here is done by another router's sweeper once the heartbeat has run out.
+        """
+        await self._ack_again()
+        await self.release_all_of(self.router_id)
+        self._held.clear()
+        await self.store.execute("DEL", _router_key(self.router_id))
+        await self.remove_consumer(self.router_id)
+
+    async def heartbeat(self) -> None:
+        """Say that this router lives for another `heartbeat_ttl_s`."""
+        await self._with_group(
+            ("SET", _router_key(self.router_id), 1, "PX", self._heartbeat_ttl_ms),
+            ("XGROUP", "CREATECONSUMER", self._key, GROUP, self.router_id),
+        )
+
+    async def enqueue(self, job: QueuedJob) -> bytes:
+        """Put a job at the end and ring the bells of all routers; return its entry id.
+
+        Cancelled or StoreLostError: the job may be in the queue or not. Whoever claims it asks the router in
+        `reply_to` whether anybody still waits for it.
+        """
+        replies = await self.store.pipeline(
+            (("XADD", self._key, "*", *entry_fields(job)), ("PUBLISH", self._queued_channel, job.job_id))
+        )
+        entry_id: bytes = replies[0]
+        return entry_id
+
+    async def claim(self, count: int) -> list[ClaimedJob]:
+        """Take up to `count` jobs, released ones first, then the oldest; never waits for one to come.
+
+        Each entry goes to one claimer. What it gives belongs to this router until `ack` or `release`. An entry that
+        cannot be read is logged as `queue.unreadable_entry` and acked. Cancel-safe: what was taken is released by the
+        next claim or by `close`.
+
+        Args:
+            count: at least 1; the free slots.
+        """
+        with self._claiming():
+            if self._may_have_orphans:
+                await self._recover()
+            jobs = await self._claim_released(count) if self._released_bell.is_rung else []
+            if len(jobs) < count:
+                jobs += await self._claim_new(count - len(jobs))
+            for unreadable in (job for job in jobs if isinstance(job, bytes)):
+                await self.ack(unreadable)
+            readable = [job for job in jobs if isinstance(job, ClaimedJob)]
+            self._held.update(job.entry_id for job in readable)
+            return readable
+
+    async def ack(self, entry_id: bytes) -> bool:
+        """Take a claimed job out of the queue for good: it has been answered, or nobody wants the answer.
+
+        Cancelled or StoreLostError: it will not be delivered again by this router, and the next claim repeats the ack.
+
+        Returns:
+            False if it was not claimed any more: Redis lost it, or somebody else has settled it.
+        """
+        try:
+            replies = await self.store.transaction(self._removal(entry_id))
+        except BaseException:
+            self._unacked.add(entry_id)
+            self._may_have_orphans = True
+            raise
+        finally:
+            self._held.discard(entry_id)
+        return bool(replies[0])
+
+    async def release(self, entry_id: bytes) -> bool:
+        """Give a claimed job back, in front of all that is new: any router may claim it at once.
+
+        Its delivery count stays: the next claim says `attempt` + 1. Cancelled or StoreLostError: the next claim of
+        this router releases it, if it is still ours.
+
+        Returns:
+            False if it is not ours any more: a sweeper has taken it from us, or it is gone.
+        """
+        try:
+            rows = await self._pending_of(self.router_id, start=entry_id, end=entry_id)
+            n_moved = await self._move_to_released(rows, min_idle_ms=rows[0].idle_ms) if rows else 0
+            await self._announce_released(n_moved)
+        except BaseException:
+            self._may_have_orphans = True
+            raise
+        finally:
+            self._held.discard(entry_id)
+        return n_moved > 0
+
+    async def withdraw(self, entry_id: bytes) -> bool:
+        """Take out a job whose client has left.
+
+        It is removed also when somebody has claimed it meanwhile: whoever runs it is not stopped by this and must be
+        told, but it will not be delivered again. Cancelled or StoreLostError: it may still be in the queue.
+
+        Returns:
+            True if it had never been claimed: it never runs.
+        """
+        n_acked, n_deleted = await self.store.transaction(self._removal(entry_id))
+        return not n_acked and bool(n_deleted)
+
+    async def depth(self) -> Depth:
+        """Count the jobs in the queue, those of all routers."""
+        n_entries, summary = await self._with_group(("XLEN", self._key), ("XPENDING", self._key, GROUP))
+        n_released = read_summary(summary).get(RELEASED, 0)
+        n_claimed = summary[0] - n_released
+        return Depth(waiting=n_entries - n_claimed, claimed=n_claimed)
+
+    async def consumers(self) -> list[ConsumerState]:
+        """Return every consumer of the group, RELEASED included if it exists."""
+        rows, summary = await self._with_group(("XINFO", "CONSUMERS", self._key, GROUP), ("XPENDING", self._key, GROUP))
+        n_pending = read_summary(summary)
+        return [ConsumerState(name=name, n_pending=n_pending.get(name, 0)) for name in map(read_consumer_name, rows)]
+
+    async def live_among(self, names: Collection[str]) -> set[str]:
+        """Return those of the routers whose heartbeat has not run out."""
+        if not names:
+            return set()
+        ordered = sorted(names)
+        values = await self.store.execute("MGET", *map(_router_key, ordered))
+        return {name for name, value in zip(ordered, values, strict=True) if value is not None}
+
+    async def live_routers(self) -> set[str]:
+        """Return the ids of all routers of this queue that live."""
+        return await self.live_among({consumer.name for consumer in await self.consumers()} - {RELEASED})
+
+    async def release_all_of(self, consumer: str) -> int:
+        """Release every entry of a consumer, however many there are; return how many.
+
+        An entry that somebody claims meanwhile is left to them: it is moved only if it has been idle for as long as it
+        was when it was listed.
+        """
+        n_moved, start = 0, b"-"
+        while rows := await self._pending_of(consumer, start=start):
+            min_idle_ms = max(1, min(row.idle_ms for row in rows))
+            n_moved += await self._move_to_released(rows, min_idle_ms=min_idle_ms)
+            start = b"(" + rows[-1].entry_id
+        await self._announce_released(n_moved)
+        return n_moved
+
+    async def remove_consumer(self, consumer: str) -> None:
+        """Remove a consumer from the group. What it has claimed up to this moment is released, not dropped."""
+        rows, _ = await self.store.transaction(
+            (
+                ("XPENDING", self._key, GROUP, "-", "+", PAGE, consumer),  # DELCONSUMER drops them, so know them
+                ("XGROUP", "DELCONSUMER", self._key, GROUP, consumer),
+            )
+        )
+        for row in map(read_pending, rows):
+            await self._move_to_released([row], min_idle_ms=0, options=("RETRYCOUNT", row.n_deliveries, "FORCE"))
+        await self._announce_released(len(rows))
+
+    async def announce_released(self) -> None:
+        """Ring the bells of all routers for released entries, for the case that an announcement was lost."""
+        await self._announce_released(1)
+
+    @contextmanager
+    def _claiming(self) -> Iterator[None]:
+        if self._is_claiming:
+            raise RuntimeError("two tasks claim from one queue")
+        self._is_claiming = True
+        try:
+            yield
+        except BaseException:  # what the lost replies would have given is found by the next claim
+            self._may_have_orphans = True
+            self._released_bell.is_rung = True
+            raise
+        finally:
+            self._is_claiming = False
+
+    async def _recover(self) -> None:
+        """Repeat lost acks and release the entries that are ours in Redis but not here."""
+        self._may_have_orphans = False
+        await self._ack_again()
+        start = b"-"
+        while rows := await self._pending_of(self.router_id, start=start):
+            orphans = [row for row in rows if row.entry_id not in self._held]
+            for row in orphans:
+                await self._move_to_released([row], min_idle_ms=row.idle_ms)
+            await self._announce_released(len(orphans))
+            start = b"(" + rows[-1].entry_id
+
+    async def _ack_again(self) -> None:
+        for entry_id in list(self._unacked):
+            await self.store.transaction(self._removal(entry_id))
+            self._unacked.discard(entry_id)
+
+    async def _claim_released(self, count: int) -> list[ClaimedJob | bytes]:
+        self._released_bell.is_rung = False
+        rows = await self._pending_of(RELEASED, count=count)
+        if len(rows) == count:
+            self._released_bell.is_rung = True  # there may be more than we can take
+        if not rows:
+            return []
+        entry_ids = [row.entry_id for row in rows]
+        entries = await self.store.execute("XCLAIM", self._key, GROUP, self.router_id, CLAIMABLE_IDLE_MS, *entry_ids)
+        won = {entry[0]: entry for entry in entries}  # XCLAIM promises no order
+        return [self._read(won[row.entry_id], row.n_deliveries + 1) for row in rows if row.entry_id in won]
+
+    async def _claim_new(self, count: int) -> list[ClaimedJob | bytes]:
+        command = ("XREADGROUP", "GROUP", GROUP, self.router_id, "COUNT", count, "STREAMS", self._key, ">")
+        [streams] = await self._with_group(command)
+        if not streams:
+            return []
+        [entries] = streams.values()
+        # What we hold comes again when the group was lost and made anew; it is ours already.
+        return [self._read(entry, 1) for entry in entries if entry[0] not in self._held]
+
+    def _read(self, entry: Sequence[Any], attempt: int) -> ClaimedJob | bytes:
+        """Return the job of an entry, or the entry's id if it cannot be read."""
+        try:
+            return read_entry(entry, attempt=attempt, max_attempts=self._max_attempts)
+        except ValueError as exc:
+            entry_id: bytes = entry[0]
+            _log.error("queue.unreadable_entry", entry_id=entry_id, reason=str(exc))
+            return entry_id
+
+    async def _pending_of(
+        self, consumer: str, *, start: bytes = b"-", end: bytes = b"+", count: int = PAGE
+    ) -> list[Pending]:
+        [rows] = await self._with_group(("XPENDING", self._key, GROUP, start, end, count, consumer))
+        return [read_pending(row) for row in rows]
+
+    async def _move_to_released(
+        self, rows: Sequence[Pending], *, min_idle_ms: int, options: Sequence[Argument] = ()
+    ) -> int:
+        """Make entries claimable if they have been idle for that long; return how many. JUSTID: no delivery."""
+        entry_ids = [row.entry_id for row in rows]
+        options = ("IDLE", RELEASED_IDLE_MS, "JUSTID", *options)
+        moved = await self.store.execute("XCLAIM", self._key, GROUP, RELEASED, min_idle_ms, *entry_ids, *options)
+        return len(moved)
+
+    async def _announce_released(self, n_moved: int) -> None:
+        if n_moved:
+            self._released_bell.ring()
+            await self.store.execute("PUBLISH", self._released_channel, self.router_id)
+
+    def _removal(self, entry_id: bytes) -> tuple[Command, Command]:
+        """The two commands that take an entry out; never one without the other."""
+        return ("XACK", self._key, GROUP, entry_id), ("XDEL", self._key, entry_id)
+
+    async def _with_group(self, *commands: Command) -> list[Any]:
+        """Run commands; if they fail and the group turns out to be missing, make it and run them once more.
+
+        The error's text does not tell: it differs between servers and embedded store.
+        """
+        try:
+            return await self.store.pipeline(commands)
+        except StoreLostError:
+            raise
+        except StoreError as exc:
+            error = exc
+        if not await self._create_group():
+            raise error
+        _log.warning("queue.group_lost", key=self._key)
+        return await self.store.pipeline(commands)
+
+    async def _create_group(self) -> bool:
+        """Make stream and group, from the first entry on; return False if the group was there."""
+        try:
+            await self.store.execute("XGROUP", "CREATE", self._key, GROUP, 0, "MKSTREAM")
+        except StoreError as exc:
+            if str(exc).startswith("BUSYGROUP"):
+                return False
+            raise
+        return True
+
+
+def _router_key(router_id: str) -> str:
+    return f"auxot:router:{router_id}"
