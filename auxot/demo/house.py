@@ -18,8 +18,7 @@ import trio
 
 from auxot.config import RouterConfig, WorkerConfig
 from auxot.core.errors import AuxotError, first_error
-from auxot.router.front import FrontPhases
-from auxot.router.service import Router
+from auxot.router.service import FrontPhases, Router
 from auxot.router.service import serve as serve_router
 from auxot.worker.service import serve as serve_worker
 

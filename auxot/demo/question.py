@@ -46,7 +46,12 @@ def openai_question(key: str, text: str) -> Question:
         api="OpenAI",
         path="/v1/chat/completions",
         headers={"authorization": f"Bearer {key}"},
-        body={"model": "any", "stream": True, "messages": [{"role": "user", "content": text}]},
+        body={
+            "model": "any",
+            "stream": True,
+            "reasoning_effort": "none",  # the other API thinks only when it is asked to
+            "messages": [{"role": "user", "content": text}],
+        },
         read_text=_openai_text,
     )
 

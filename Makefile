@@ -1,0 +1,80 @@
+# Every target sets up what it needs: a virtual environment in .venv with the locked packages, and a llama-server.
+#
+#   PYTHON=python3.13 make test      another Python (3.11 or newer)
+#   make test ARGS="-k relay -x"     arguments for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+LOCK_FLAGS ?=
+SOURCES := auxot tests $(patsubst %/,%,$(sort $(dir $(wildcard scripts/*.py))))
+
+# 9xx: optional rules, a checkpoint in every function. 110: ruff has it, with exceptions by path. 114 wants a list of all
+# functions that take task_status, 128 does not see it passed on. 127: to leave httpx is a change of its own.
+ASYNC_FLAGS := --disable ASYNC9,ASYNC110,ASYNC114,ASYNC127,ASYNC128
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run test check format bench build lock clean llama
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed llama ## Ask a tiny model one question through the whole product, in each API
+	@$(BIN)/auxot demo $(ARGS)
+
+run: $(VENV)/.installed ## Run the router with the settings in ./.env (make them: .venv/bin/auxot-router setup --write-env)
+	@$(BIN)/auxot-router $(ARGS)
+
+test: $(VENV)/.installed-dev llama ## Run all tests, with a real llama-server and, where it is installed, a real redis-server
+	@AUXOT_TEST_LLAMA_SERVER="$${AUXOT_TEST_LLAMA_SERVER:-$$($(BIN)/auxot-worker llama find)}" \
+		$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev ## Check format, lint, async rules and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/flake8-async $(ASYNC_FLAGS) $$(find $(SOURCES) -name '*.py')
+	$(BIN)/mypy $(SOURCES)
+
+format: $(VENV)/.installed-dev ## Format the code and apply the safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-dev llama ## Measure throughput and latency of the router on this machine
+	@$(BIN)/python scripts/bench.py $(ARGS)
+
+build: $(VENV)/.installed-dev ## Build the wheel and the source package into dist/
+	$(BIN)/python -m build --outdir dist
+
+lock: $(VENV)/.installed ## Renew requirements*.lock after a change of pyproject.toml (newest of all: LOCK_FLAGS=--upgrade)
+	$(PIP) install uv
+	$(call compile_lock,requirements.lock)
+	$(call compile_lock,requirements-dev.lock,--extra dev --constraint requirements.lock)
+
+compile_lock = $(BIN)/uv pip compile --quiet pyproject.toml --output-file $(1) $(2) $(LOCK_FLAGS) \
+	--universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+
+clean: ## Remove what these targets have made here (not the llama-server in ~/.auxot)
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+llama: $(VENV)/.installed
+	@[ -n "$$AUXOT_TEST_LLAMA_SERVER" ] || $(BIN)/auxot-worker llama find > /dev/null 2>&1 || { \
+		echo "No llama-server yet: building one, about 5 minutes on two cores."; \
+		$(BIN)/auxot-worker llama build; }
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Auxot needs Python 3.11 or newer; $(PYTHON) is not. Try: make PYTHON=python3.13"; exit 1; }
+	@echo "Installing the locked packages into $(VENV), about half a minute."
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "No virtual environment: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@$(PIP) install --require-hashes --requirement requirements.lock
+	@$(PIP) install --no-deps --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	@echo "Installing the locked tools for tests and checks into $(VENV), about half a minute."
+	@$(PIP) install --require-hashes --requirement requirements-dev.lock
+	@touch $@
