@@ -151,14 +151,16 @@ class AnthropicEncoder:
         is_empty = isinstance(delta, TextDelta | ReasoningDelta) and not delta.text
         if delta.choice or is_empty:  # this API knows one choice only
             return b""
-        block = self._block
-        if block is None or block.holds(delta):
+        if self._may_write(delta):
             written = self._write(delta)
             return written + self._release() if self._held else written
-        if self._held or not block.is_complete():
-            self._held.append(delta)
-            return self._flush() if len(self._held) >= MAX_HELD_DELTAS else b""
-        return self._write(delta)
+        self._held.append(delta)
+        return self._flush() if len(self._held) >= MAX_HELD_DELTAS else b""
+
+    def _may_write(self, delta: Delta) -> bool:
+        """Whether it is a delta's turn: it continues the open block, or nothing is in its way."""
+        block = self._block
+        return block is None or block.holds(delta) or (not self._held and block.is_complete())
 
     def _release(self) -> bytes:
         """Write what has been held back, as far as the open block allows."""
@@ -166,7 +168,7 @@ class AnthropicEncoder:
         while self._held and (self._block is None or self._block.is_complete()):
             held, self._held = self._held, []
             for delta in held:
-                if self._block is None or self._block.holds(delta) or self._block.is_complete():
+                if self._may_write(delta):
                     written.append(self._write(delta))
                 else:
                     self._held.append(delta)

@@ -145,8 +145,8 @@ class Dialect(Protocol):
 def json_bytes(value: Any) -> bytes:
     """Return a value as JSON, whatever is in it.
 
-    Lone surrogates become question marks, and what is nested too deep becomes null: an answer or an error that
-    holds them is still written.
+    Lone surrogates become question marks, what is nested too deep becomes null, and integers are cut to 64 bits: an
+    answer or an error that holds them is still written.
     """
     try:
         return orjson.dumps(value)
@@ -157,6 +157,8 @@ def json_bytes(value: Any) -> bytes:
 def _printable(value: Any, levels: int) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
+    if isinstance(value, int):
+        return max(-(2**63), min(value, 2**63 - 1))
     if levels == 0:
         return None
     if isinstance(value, dict):

@@ -6,8 +6,8 @@
 
 Each choice starts with a chunk that holds its role; the chunks after it hold only what is new. All have the same id
 and the same `created`. The official SDK collects choices and tool calls into lists, by position: so the role chunks of
-all choices come first, in order, and calls are numbered as they appear. A failure is an object `error` in place of a chunk, which makes the official SDKs raise; it is
-followed by `[DONE]` too, for clients that read until they see it.
+all choices come first, in order, and calls are numbered as they appear. A failure is an object `error` in place of a
+chunk, which makes the official SDKs raise; it is followed by `[DONE]` too, for clients that read until they see it.
 
 One text delta is one token of one stream: its chunk is put together from bytes prepared once a stream and the JSON
 of the text.
