@@ -1,0 +1,368 @@
+"""The commands `auxot`, `auxot-router` and `auxot-worker`: the only place that prints, and the last wall.
+
+    auxot-router [serve] [flags] | setup ... | version | help
+    auxot-worker [serve] [flags] | llama build ... | llama find ... | version | help
+    auxot demo ... | up ... | version | help
+
+Answers go to standard output, errors and progress to standard error. Exit codes: 0 done, 1 failed, 2 bad
+configuration, 3 the router refuses the worker's key, 130 interrupted.
+
+Daemons are imported when they are started, so that `help` and `version` answer at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Self
+
+import attrs
+
+from auxot import __version__, setup
+from auxot.config import RouterConfig, WorkerConfig, load_config, load_router_config, load_worker_config
+from auxot.config_local import DemoConfig, LlamaConfig, UpConfig, load_up_config
+from auxot.core import logs
+from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError
+from auxot.core.keys import Role
+from auxot.core.logs import Level
+from auxot.knobs import DOTENV, Parser, flag_parser, rows
+
+if TYPE_CHECKING:
+    from auxot.worker.llama.build import BuildProgress
+
+EXIT_FAILED = 1
+EXIT_BAD_CONFIG = 2
+EXIT_KEY_REFUSED = 3
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+BAR_CHARS = 30
+
+_AUXOT_HELP = """\
+usage: auxot demo [--serve]          router, worker and a tiny model on this machine; asks each API one question
+       auxot up --model-path FILE    router and worker for your own GGUF file; keys are kept in .env
+       auxot version | help
+
+Each command has its own --help. On several machines: auxot-router, auxot-worker."""
+
+_say = functools.partial(print, flush=True)
+
+
+@attrs.frozen
+class Command:
+    """One word of a program: what it runs with the arguments after it, and the text of its `--help`."""
+
+    run: Callable[[Sequence[str]], int]
+    help: Callable[[], str]
+
+
+@attrs.frozen(kw_only=True)
+class Program:
+    """A program with its commands. `default`: the command that runs when the first argument is none."""
+
+    name: str
+    commands: Mapping[str, Command]
+    default: str | None
+    help: Callable[[], str]
+
+
+def auxot() -> NoReturn:
+    """Run `auxot`."""
+    sys.exit(run(AUXOT, sys.argv[1:]))
+
+
+def auxot_router() -> NoReturn:
+    """Run `auxot-router`."""
+    sys.exit(run(ROUTER, sys.argv[1:]))
+
+
+def auxot_worker() -> NoReturn:
+    """Run `auxot-worker`."""
+    sys.exit(run(WORKER, sys.argv[1:]))
+
+
+def run(program: Program, argv: Sequence[str]) -> int:
+    """Run one command line; whatever goes wrong is told on standard error.
+
+    Args:
+        program: which program.
+        argv: its arguments, without its name.
+
+    Returns:
+        the exit code, see the module.
+    """
+    try:
+        return _dispatch(program, argv)
+    except BrokenPipeError:  # `... | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not complain
+        return EXIT_FAILED
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as exc:  # noqa: BLE001 - the last wall
+        return _report(program.name, exc)
+
+
+def _dispatch(program: Program, argv: Sequence[str]) -> int:
+    first = argv[0] if argv else ""
+    if first in ("help", "--help", "-h") or (not argv and program.default is None):
+        _say(program.help().rstrip())
+        return 0
+    if first in ("version", "--version"):
+        _say(f"{program.name} v{__version__}")
+        return 0
+    name, rest = (program.default, argv) if not first or first.startswith("-") else (first, argv[1:])
+    command = program.commands.get(name or "")
+    if command is None:
+        raise ConfigError(f"unknown command {first!r} (see `{program.name} --help`)")
+    if "--help" in rest or "-h" in rest:
+        _say(command.help().rstrip())
+        return 0
+    return command.run(rest)
+
+
+def _report(name: str, exc: BaseException) -> int:
+    """Tell what ended the program, and return its exit code. Several errors at once: the most telling one."""
+    leaves = list(_leaves(exc))
+    if not all(isinstance(leaf, AuxotError | KeyboardInterrupt) for leaf in leaves):
+        logs.get_logger().exception("main.crashed", program=name)
+        return EXIT_FAILED
+    for kind, code in ((ConfigError, EXIT_BAD_CONFIG), (KeyRefusedError, EXIT_KEY_REFUSED), (AuxotError, EXIT_FAILED)):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                _complain(f"{name}: {leaf}")
+                return code
+    return EXIT_INTERRUPTED
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions in a group, or the one that is none."""
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield exc
+
+
+def _complain(text: str, end: str = "\n") -> None:
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def _start_logs(level: Level, warnings: Sequence[str]) -> None:
+    logs.configure(level=level)
+    for sentence in warnings:
+        logs.get_logger().warning("config.no_effect", message=sentence)
+
+
+# --- auxot-router ---------------------------------------------------------------------------------------------------
+
+
+def _serve_router(argv: Sequence[str]) -> int:
+    config = load_router_config(argv, os.environ, Path.cwd())
+    _start_logs(config.log_level, config.warnings)
+    import trio  # noqa: PLC0415 - see the module
+
+    from auxot.router.service import main  # noqa: PLC0415
+
+    return trio.run(main, config)
+
+
+def _router_help() -> str:
+    usage = "auxot-router [serve] [flags]\n       auxot-router setup [flags]\n       auxot-router version | help"
+    return flag_parser(
+        RouterConfig, prog="auxot-router", usage=usage, epilog=_other_variables(RouterConfig)
+    ).format_help()
+
+
+def _setup_parser() -> Parser:
+    parser = Parser(prog="auxot-router setup", description="Make keys, and tell what the router must know of them.")
+    parser.add_argument("--model", metavar="NAME", help="the model that the router serves")
+    parser.add_argument("--write-env", action="store_true", help=f"write ./{DOTENV} (mode 0600) in place of showing it")
+    parser.add_argument("--fly", action="store_true", help="show the commands for Fly.io")
+    parser.add_argument("--cli", action="store_true", help="for workers that run coding assistants")
+    parser.add_argument("--new-tools-key", action="store_true", help="make one key for tools workers, nothing else")
+    return parser
+
+
+def _setup(argv: Sequence[str]) -> int:
+    options = _setup_parser().parse_args(argv)
+    if options.new_tools_key + options.fly + (options.cli or options.write_env) > 1:
+        raise ConfigError("--new-tools-key and --fly stand alone; only --cli and --write-env go together")
+    if options.new_tools_key:
+        _say(setup.tools_key_text(setup.make_key(Role.TOOLS)))
+        return 0
+    settings = setup.settings_for(model=options.model, is_cli=options.cli)
+    file = Path.cwd() / DOTENV
+    if options.write_env:
+        setup.refuse_existing(file)  # before keys are shown that nothing would know
+    keys = setup.make_keys(*_roles(is_cli=options.cli))
+    if options.fly:
+        _say(setup.fly_text(keys, settings))
+    elif options.write_env:
+        setup.write_env(file, setup.env_text(keys, settings))
+        _say(f"{setup.key_text(keys)}\n\nWrote {file}: start `auxot-router` in this folder.")
+    else:
+        _say(f"{setup.key_text(keys)}\n\n{setup.env_section(keys, settings)}")
+    return 0
+
+
+def _roles(*, is_cli: bool) -> tuple[Role, ...]:
+    if is_cli or os.environ.get(setup.TOOLS_VARIABLE):  # a tools key in use stays in use
+        return (Role.WORKER, Role.API)
+    return (Role.WORKER, Role.TOOLS, Role.API)
+
+
+# --- auxot-worker ---------------------------------------------------------------------------------------------------
+
+
+def _serve_worker(argv: Sequence[str]) -> int:
+    config = load_worker_config(argv, os.environ, Path.cwd())
+    _start_logs(Level.DEBUG if config.debug else config.log_level, config.warnings)
+    import trio  # noqa: PLC0415
+
+    from auxot.worker.service import main  # noqa: PLC0415
+
+    return trio.run(main, config)
+
+
+def _worker_help() -> str:
+    usage = (
+        "auxot-worker [serve] [flags]\n       auxot-worker llama build | llama find [flags]\n"
+        "       auxot-worker version | help"
+    )
+    return flag_parser(WorkerConfig, prog="auxot-worker", usage=usage).format_help()
+
+
+def _llama(argv: Sequence[str]) -> int:
+    actions = {"build": _llama_build, "find": _llama_find}
+    if not argv or argv[0] not in actions:
+        raise ConfigError("expected `auxot-worker llama build` or `auxot-worker llama find`")
+    config = load_config(
+        LlamaConfig, f"auxot-worker llama {argv[0]}", argv=argv[1:], environ=os.environ, cwd=Path.cwd()
+    )
+    return actions[argv[0]](config)
+
+
+def _llama_help() -> str:
+    usage = (
+        "auxot-worker llama build [--backend cpu|cuda|vulkan|metal] [--portable] [--force] [--llama-cache-dir PATH]\n"
+        "       auxot-worker llama find [--llama-server-path PATH] [--llama-cache-dir PATH]"
+    )
+    return flag_parser(LlamaConfig, prog="auxot-worker llama", usage=usage).format_help()
+
+
+def _llama_build(config: LlamaConfig) -> int:
+    import trio  # noqa: PLC0415
+
+    from auxot.worker.llama.build import Backend, build_llama_server  # noqa: PLC0415
+
+    with _BuildReport(is_terminal=sys.stderr.isatty()) as report:
+        build = functools.partial(
+            build_llama_server,
+            cache_dir=config.llama_cache_dir,
+            backend=Backend(config.backend),
+            native=not config.portable,
+            force=config.force,
+            report=report,
+        )
+        path = trio.run(build)
+    _say(path)
+    return 0
+
+
+def _llama_find(config: LlamaConfig) -> int:
+    from auxot.worker.llama.binary import find_llama_server  # noqa: PLC0415
+
+    _say(find_llama_server(given=config.llama_binary, cache_dir=config.llama_cache_dir))
+    return 0
+
+
+class _BuildReport:
+    """Shows a build on standard error: a bar that moves on a terminal, else a line for each tenth of the way."""
+
+    def __init__(self, *, is_terminal: bool) -> None:
+        self._is_terminal = is_terminal
+        self._has_bar = False
+        self._n_tenths = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_bar()
+
+    def __call__(self, progress: BuildProgress | str) -> None:
+        if isinstance(progress, str):
+            self._end_bar()
+            _complain(progress)
+        elif self._is_terminal:
+            filled = BAR_CHARS * progress.done // max(progress.total, 1)
+            bar = "#" * filled + "." * (BAR_CHARS - filled)
+            _complain(f"\r[{bar}] {progress.done}/{progress.total} {progress.step}\x1b[K", end="")
+            self._has_bar = True
+        elif (n_tenths := 10 * progress.done // max(progress.total, 1)) != self._n_tenths:
+            self._n_tenths = n_tenths
+            _complain(f"{progress.step}: {progress.done} of {progress.total}")
+
+    def _end_bar(self) -> None:
+        if self._has_bar:
+            _complain("")
+            self._has_bar = False
+
+
+# --- auxot ----------------------------------------------------------------------------------------------------------
+
+
+def _demo(argv: Sequence[str]) -> int:
+    config = load_config(DemoConfig, "auxot demo", argv=argv, environ=os.environ, cwd=Path.cwd())
+    _start_logs(config.log_level, config.warnings)
+    import trio  # noqa: PLC0415
+
+    from auxot.demo.service import run_demo  # noqa: PLC0415
+
+    return trio.run(functools.partial(run_demo, config, out=_say))
+
+
+def _up(argv: Sequence[str]) -> int:
+    config = load_up_config(argv, os.environ, Path.cwd())
+    _start_logs(config.log_level, config.warnings)
+    import trio  # noqa: PLC0415
+
+    from auxot.demo.service import run_up  # noqa: PLC0415
+
+    return trio.run(functools.partial(run_up, config, out=_say))
+
+
+def _demo_help() -> str:
+    return flag_parser(DemoConfig, prog="auxot demo", usage="auxot demo [--serve] [flags]").format_help()
+
+
+def _up_help() -> str:
+    return flag_parser(UpConfig, prog="auxot up", usage="auxot up --model-path FILE [flags]").format_help()
+
+
+def _other_variables(cls: type) -> str:
+    """Return the part of a help text that tells the variables without a flag."""
+    lines = [f"  {row.variable:<24} {row.help}" for row in rows(cls) if not row.flag]
+    return "\n".join(["variables without a flag, in the environment or in ./.env:", *lines])
+
+
+ROUTER = Program(
+    name="auxot-router",
+    commands={
+        "serve": Command(_serve_router, _router_help),
+        "setup": Command(_setup, lambda: _setup_parser().format_help()),
+    },
+    default="serve",
+    help=_router_help,
+)
+WORKER = Program(
+    name="auxot-worker",
+    commands={"serve": Command(_serve_worker, _worker_help), "llama": Command(_llama, _llama_help)},
+    default="serve",
+    help=_worker_help,
+)
+AUXOT = Program(
+    name="auxot",
+    commands={"demo": Command(_demo, _demo_help), "up": Command(_up, _up_help)},
+    default=None,
+    help=lambda: _AUXOT_HELP,
+)

@@ -1,0 +1,97 @@
+"""Settings of the commands that run on one machine: `auxot up`, `auxot demo`, `auxot-worker llama`.
+
+Most are settings of the daemons too, and are read from the same variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from auxot import kinds
+from auxot.config import RouterConfig, WorkerConfig, check_file, in_home, load_config
+from auxot.core.logs import Level
+from auxot.knobs import knob
+
+# What the same setting is in another command is told once, above.
+_ROUTER = attrs.fields_dict(RouterConfig)
+_WORKER = attrs.fields_dict(WorkerConfig)
+
+
+@attrs.frozen(kw_only=True)
+class UpConfig:
+    """Settings of `auxot up`: a router and a worker on this machine, for one GGUF file."""
+
+    model_path: Path = attrs.field(metadata=_WORKER["model_path"].metadata)
+    model: str = attrs.field(
+        default="", metadata=knob("AUXOT_MODEL", kinds.text(), help="name of the model; empty: that of its file")
+    )
+    host: str = attrs.field(default="127.0.0.1", metadata=_ROUTER["host"].metadata)
+    port: int = attrs.field(default=8080, metadata=_ROUTER["port"].metadata)
+    ctx_size: int = attrs.field(
+        default=16_384,
+        metadata=knob("AUXOT_CTX_SIZE", kinds.integer(256, 16_777_216), help="context of one slot in tokens"),
+    )
+    max_parallel: int = attrs.field(
+        default=2, metadata=knob("AUXOT_MAX_PARALLEL", kinds.integer(1, 1024), help="jobs that run at once")
+    )
+    threads: int = attrs.field(default=0, metadata=_WORKER["threads"].metadata)
+    gpu_layers: int = attrs.field(default=9999, metadata=_WORKER["gpu_layers"].metadata)
+    llama_binary: Path | None = attrs.field(default=None, metadata=_WORKER["llama_binary"].metadata)
+    llama_cache_dir: Path = attrs.field(
+        factory=lambda: in_home("llama-server"), metadata=_WORKER["llama_cache_dir"].metadata
+    )
+    log_level: Level = attrs.field(default=Level.WARNING, metadata=_ROUTER["log_level"].metadata)
+    warnings: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class DemoConfig:
+    """Settings of `auxot demo`. Its port has no variable: it must not meet a router that runs here for real."""
+
+    serve: bool = attrs.field(
+        default=False, metadata=knob(None, kinds.boolean(), flag="--serve", help="keep running until Ctrl-C")
+    )
+    port: int = attrs.field(
+        default=0,
+        metadata=knob(None, kinds.integer(0, 65535), flag="--port", help="port to listen on; 0: any free one"),
+    )
+    llama_binary: Path | None = attrs.field(default=None, metadata=_WORKER["llama_binary"].metadata)
+    llama_cache_dir: Path = attrs.field(
+        factory=lambda: in_home("llama-server"), metadata=_WORKER["llama_cache_dir"].metadata
+    )
+    log_level: Level = attrs.field(default=Level.WARNING, metadata=_ROUTER["log_level"].metadata)
+    warnings: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class LlamaConfig:
+    """Settings of `auxot-worker llama build` and `auxot-worker llama find`."""
+
+    backend: str = attrs.field(
+        default="cpu",
+        metadata=knob(
+            None, kinds.choice("cpu", "cuda", "vulkan", "metal"), flag="--backend", help="what computes, for build"
+        ),
+    )
+    portable: bool = attrs.field(
+        default=False,
+        metadata=knob(None, kinds.boolean(), flag="--portable", help="build for any CPU of this architecture"),
+    )
+    force: bool = attrs.field(
+        default=False, metadata=knob(None, kinds.boolean(), flag="--force", help="build also if there is one already")
+    )
+    llama_binary: Path | None = attrs.field(default=None, metadata=_WORKER["llama_binary"].metadata)
+    llama_cache_dir: Path = attrs.field(
+        factory=lambda: in_home("llama-server"), metadata=_WORKER["llama_cache_dir"].metadata
+    )
+    warnings: tuple[str, ...] = ()
+
+
+def load_up_config(argv: Sequence[str], environ: Mapping[str, str], cwd: Path) -> UpConfig:
+    """Read the configuration of `auxot up`; arguments and errors as `config.load_router_config`."""
+    config = load_config(UpConfig, "auxot up", argv=argv, environ=environ, cwd=cwd)
+    check_file(config.model_path)
+    return config

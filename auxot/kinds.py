@@ -1,0 +1,192 @@
+"""The kinds of values that settings have: how text becomes a value, and what is allowed.
+
+A kind is strict: it takes what it says and turns nothing silently into something else. Durations have Go's syntax,
+because the variables of the original Auxot have it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+
+from auxot.core.errors import InvalidKeyError
+from auxot.core.keys import has_key_shape, parse_hash
+from auxot.core.logs import Level
+
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+N = TypeVar("N", int, float)
+
+_TRUE, _FALSE = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
+
+
+@attrs.frozen(kw_only=True)
+class Kind:
+    """What values a knob takes.
+
+    Attributes:
+        parse: text to value; raises ValueError (its text is not shown).
+        allowed: what is allowed, completes "expected ...".
+        metavar: the value's name in the help of a flag.
+        bare: what a flag without a value means, as text; None: it needs one.
+    """
+
+    parse: Callable[[str], Any]
+    allowed: str
+    metavar: str
+    bare: str | None = None
+
+
+def text() -> Kind:
+    """A line of text."""
+    return Kind(parse=_parse_text, allowed="a text without control characters", metavar="TEXT")
+
+
+def names() -> Kind:
+    """A list of names with commas between them, as a tuple."""
+    return Kind(parse=_parse_names, allowed="names with commas between them", metavar="NAMES")
+
+
+def choice(*words: str) -> Kind:
+    """One of some words, in any case."""
+    return Kind(parse=lambda given: words[words.index(given.lower())], allowed=" or ".join(words), metavar="WORD")
+
+
+def integer(least: int, most: int, *, bare: str | None = None) -> Kind:
+    """A whole number in a range, ends included."""
+
+    def parse(given: str) -> int:
+        if not _INTEGER.fullmatch(given):
+            raise ValueError
+        return _in_range(int(given), least, most)
+
+    return Kind(parse=parse, allowed=f"a whole number from {least} to {most}", metavar="N", bare=bare)
+
+
+def duration(least_s: float, most_s: float) -> Kind:
+    """A duration in Go's syntax, as seconds; the range includes its ends."""
+    allowed = f"a duration such as 15s, 5m or 1h30m, from {show_duration(least_s)} to {show_duration(most_s)}"
+    return Kind(parse=lambda given: _in_range(parse_duration(given), least_s, most_s), allowed=allowed, metavar="TIME")
+
+
+def boolean() -> Kind:
+    """Yes or no."""
+    return Kind(parse=_parse_boolean, allowed="true or false", metavar="true|false", bare="true")
+
+
+def path() -> Kind:
+    """A path; `~` is the home folder. Whether something is there is for its user to find out."""
+    return Kind(parse=_parse_path, allowed="a path", metavar="PATH")
+
+
+def log_level() -> Kind:
+    """A `Level` by its word; `warning` may be written `warn`."""
+    return Kind(parse=_parse_level, allowed="debug, info, warn or error", metavar="LEVEL")
+
+
+def key() -> Kind:
+    """A key, as `auxot-router setup` prints it."""
+    return Kind(parse=_parse_key, allowed="a key: a prefix such as adm_ and 43 characters", metavar="KEY")
+
+
+def key_hash() -> Kind:
+    """The PHC string of a key."""
+    allowed = (
+        "an Argon2id hash, $argon2id$v=19$m=...,t=...,p=...$<salt>$<hash> as `auxot-router setup` prints it "
+        "(in single quotes, or a shell takes its $ away)"
+    )
+    return Kind(parse=_parse_hash, allowed=allowed, metavar="HASH")
+
+
+def url(*schemes: str) -> Kind:
+    """A URL with one of the schemes."""
+
+    def parse(given: str) -> str:
+        scheme, separator, rest = given.partition("://")
+        if scheme.lower() not in schemes or not separator or not rest or re.search(r"\s", given):
+            raise ValueError
+        return given
+
+    return Kind(parse=parse, allowed=" or ".join(f"{scheme}://..." for scheme in schemes), metavar="URL")
+
+
+def parse_duration(given: str) -> float:
+    """Return the seconds of a duration in Go's syntax (`300ms`, `1h30m`, `1.5s`, `0`).
+
+    Raises:
+        ValueError: anything else; also a sign, which no duration of ours has.
+    """
+    if given == "0":
+        return 0.0
+    parts = list(_DURATION_PART.finditer(given))
+    if not parts or "".join(part[0] for part in parts) != given:
+        raise ValueError
+    return sum(float(part[1]) * _UNIT_S[part[2]] for part in parts)
+
+
+def show_duration(seconds: float) -> str:
+    """Write seconds as `parse_duration` reads them, in the largest units: 5400 -> 1h30m."""
+    if seconds < 1:
+        return f"{seconds * 1000:g}ms" if seconds else "0"
+    hours, rest = divmod(seconds, 3600)
+    minutes, rest = divmod(rest, 60)
+    return "".join(f"{n:g}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (round(rest, 3), "s")) if n)
+
+
+def _parse_text(given: str) -> str:
+    if not given.isprintable():
+        raise ValueError
+    return given
+
+
+def _in_range(value: N, least: float, most: float) -> N:
+    if not least <= value <= most:
+        raise ValueError
+    return value
+
+
+def _parse_names(given: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in given.split(",") if name.strip())
+
+
+def _parse_boolean(given: str) -> bool:
+    word = given.lower()
+    if word not in _TRUE + _FALSE:
+        raise ValueError
+    return word in _TRUE
+
+
+def _parse_path(given: str) -> Path:
+    if not given or "\0" in given:
+        raise ValueError
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as exc:  # no such user
+        raise ValueError from exc
+
+
+def _parse_level(given: str) -> Level:
+    word = given.upper()
+    try:
+        return Level["WARNING" if word == "WARN" else word]
+    except KeyError as exc:
+        raise ValueError from exc
+
+
+def _parse_key(given: str) -> str:
+    if not has_key_shape(given):
+        raise ValueError
+    return given
+
+
+def _parse_hash(given: str) -> str:
+    try:
+        parse_hash(given)
+    except InvalidKeyError as exc:
+        raise ValueError from exc
+    return given
