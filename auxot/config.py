@@ -173,7 +173,11 @@ class RouterConfig:
     )
     job_timeout_s: float = attrs.field(
         default=300.0,
-        metadata=knob("AUXOT_JOB_TIMEOUT", kinds.duration(0.1, 7 * _DAY_S), help="how long a job may run on a worker"),
+        metadata=knob(
+            "AUXOT_JOB_TIMEOUT",
+            kinds.duration(0.1, 7 * _DAY_S),
+            help="how long a job may take, from its request to the end of its answer",
+        ),
     )
     queue_timeout_s: float = attrs.field(
         default=300.0,

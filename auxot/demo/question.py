@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -75,11 +75,14 @@ async def ask(question: Question, *, base_url: str, show: Callable[[str], None])
     """
     asked_at = trio.current_time()
     arrivals: list[float] = []
+
+    def on_text(text: str) -> None:
+        arrivals.append(trio.current_time())
+        show(text)
+
     try:
         with trio.fail_after(ANSWER_TIMEOUT_S):
-            async for text in _stream(question, base_url):
-                arrivals.append(trio.current_time())
-                show(text)
+            await _stream(question, base_url, on_text)
     except (httpx.HTTPError, trio.TooSlowError) as exc:
         raise QuestionError(f"{question.api}: no answer ({type(exc).__name__})") from exc
     if not arrivals:
@@ -92,7 +95,7 @@ async def ask(question: Question, *, base_url: str, show: Callable[[str], None])
     )
 
 
-async def _stream(question: Question, base_url: str) -> AsyncGenerator[str, None]:
+async def _stream(question: Question, base_url: str, on_text: Callable[[str], None]) -> None:
     decoder = SseDecoder()
     async with (
         httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=ANSWER_TIMEOUT_S) as client,
@@ -103,7 +106,7 @@ async def _stream(question: Question, base_url: str) -> AsyncGenerator[str, None
         async for piece in response.aiter_raw():
             for event in decoder.feed(piece):
                 for text in _texts(question, event.data):
-                    yield text
+                    on_text(text)
 
 
 def _texts(question: Question, data: bytes) -> Iterator[str]:

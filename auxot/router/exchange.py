@@ -144,7 +144,7 @@ class _Exchange:
                 await self._submit(open_job)
                 await self._answer_while_connected(open_job, limit)
         finally:
-            await self.endpoint.pool.withdraw(open_job)
+            await self.endpoint.pool.withdraw(open_job)  # noqa: ASYNC102 -- it shields itself, with a deadline
         await self._send_end()
 
     async def _submit(self, open_job: OpenJob) -> None:

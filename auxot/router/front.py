@@ -58,7 +58,7 @@ class _HttpServer(TCPServer):
             await connection.write(event.data)
 
     async def _read_data(self) -> None:
-        """Read to the end, then end the idle timer too: hypercorn 0.18 would hold a closed connection until it rings."""
+        """Read to the end, then stop the idle timer: hypercorn 0.18 would hold a closed connection until it rings."""
         await super()._read_data()
         await self.idle_task.stop()
 

@@ -47,6 +47,8 @@ from auxot.router.store import Store, open_store
 if TYPE_CHECKING:
     from auxot.config import RouterConfig
 
+__all__ = ["BindError", "FrontPhases", "Router", "main", "serve"]  # FrontPhases: what `serve` is steered by
+
 MODELS_CREATED = 1_767_225_600  # 2026-01-01 UTC: a fixed date, so that lists of models do not change from call to call
 CLOSE_TIMEOUT_S = 4.0  # from the end of the grace to the end of the process
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
+from typing import Any
 
 import httpx
 import orjson
@@ -101,7 +103,7 @@ async def test_usage_counts_cached_prompt_tokens_once():
 async def test_the_job_carries_the_whole_request():
     """Sampling parameters would be dropped on the way to the worker."""
     async with running_router() as running, scripted_worker(running) as worker, running.client() as client:
-        asked = {"top_p": 0.5, "seed": 7, "stop": ["x"], "temperature": 0, "n": 2, "min_p": 0.1}
+        asked: dict[str, Any] = {"top_p": 0.5, "seed": 7, "stop": ["x"], "temperature": 0, "n": 2, "min_p": 0.1}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: ask(client, **asked))
             job = await worker.next_job()
@@ -146,8 +148,8 @@ async def test_jobs_are_served_in_the_order_in_which_they_came():
     """An early request would starve behind later ones."""
     async with running_router() as running, running.client() as client, trio.open_nursery() as nursery:
         for n in range(5):
-            nursery.start_soon(lambda n=n: ask(client, messages=[{"role": "user", "content": str(n)}]))
-            await until(lambda n=n: _waiting(running, n + 1))
+            nursery.start_soon(partial(ask, client, messages=[{"role": "user", "content": str(n)}]))
+            await until(partial(_waiting, running, n + 1))
         async with scripted_worker(running) as worker:
             order = []
             for _ in range(5):
@@ -405,6 +407,7 @@ def raw_request(**changes) -> bytes:
 def abort(worker: ScriptedWorker) -> None:
     """Reset the worker's connection, as a crash does."""
     stream = worker.socket._stream
+    assert isinstance(stream, trio.SocketStream)
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     stream.socket.close()
 
