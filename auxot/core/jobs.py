@@ -156,7 +156,7 @@ class ToolCallDelta:
 
 @attrs.define
 class PromptProgress:
-    """How far the prompt is processed, in tokens: of `total`, `cached` came from the cache; `processed` includes them."""
+    """How far the prompt is processed, in tokens: of `total`; `processed` includes the `cached` ones."""
 
     total: int
     cached: int

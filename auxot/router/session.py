@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 MAX_SLOTS = 1024  # a worker that announces more is believed this far
 MAX_BAD_MESSAGES = 100  # then the connection is dropped: it is not a worker
+MAX_LOGGED_CHARS = 500  # of what a worker says of itself
 SETTLE_TIMEOUT_S = 2.0  # for the queue to hear how a job ended, also while everything is being cancelled
 _HEARTBEAT_ACK = encode(HeartbeatAck())
 
@@ -172,7 +173,9 @@ class Session:
         except ProtocolError as exc:
             self._on_bad_message(exc)
             return
-        if isinstance(message, (Token, ToolCallDeltaMessage, PromptProgressMessage, Complete, Error)):
+        if isinstance(message, Error) and message.job_id is None:
+            self._on_worker_error(message)
+        elif isinstance(message, (Token, ToolCallDeltaMessage, PromptProgressMessage, Complete, Error)):
             self._on_job_message(message, written)
         else:
             self._on_other_message(message, written)
@@ -230,6 +233,12 @@ class Session:
             ctx_size=message.capabilities.ctx_size,
         )
         self.fleet.update(self)
+
+    def _on_worker_error(self, message: Error) -> None:
+        """Log what a worker says of itself; one that says it is unavailable runs down its jobs and takes no more."""
+        self.log.warning("worker.error", worker_id=self.worker_id, error=message.error[:MAX_LOGGED_CHARS])
+        if ErrorCode.from_word(message.code) is ErrorCode.UNAVAILABLE:
+            self.be_quiet()
 
     def _on_overload(self, message: JobOverload, written: dict[Answer, None]) -> None:
         """Fail a job whose worker is rate-limited by its provider, so that its slot is free and its client knows."""

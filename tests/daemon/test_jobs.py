@@ -282,6 +282,26 @@ async def test_a_job_that_a_worker_gives_back_runs_again():
         assert responses[0].json()["choices"][0]["message"]["content"] == "second try"
 
 
+async def test_a_worker_that_says_it_is_unavailable_gets_no_more_jobs():
+    """Jobs would bounce off a worker that is draining until they are given up."""
+    async with running_router() as running, running.client() as client, trio.open_nursery() as nursery:
+        responses = []
+        async with scripted_worker(running, slots=2) as draining:
+            nursery.start_soon(lambda: _collect(responses, ask(client)))
+            job = await draining.next_job()
+            await draining.send("error", error="this worker is stopping", code="unavailable")
+            await until(lambda: _slots(running, 0))
+            nursery.start_soon(lambda: _collect(responses, ask(client)))
+            await until(lambda: _waiting(running, 2))
+            await draining.complete(job, full_response="old")
+            await until(lambda: len(responses) == 1)
+            async with scripted_worker(running) as fresh:
+                await answer(fresh, "new")
+                await until(lambda: len(responses) == 2)
+        texts = [response.json()["choices"][0]["message"]["content"] for response in responses]
+        assert texts == ["old", "new"]
+
+
 @pytest.mark.parametrize("path", [OPENAI, ANTHROPIC])
 async def test_a_worker_error_before_any_text_keeps_its_status_in_a_stream(path):
     """A client would have to read a 200 to find that its prompt was too long."""
@@ -432,6 +452,10 @@ async def _first_job(workers: list[ScriptedWorker]) -> dict:
 
 async def _waiting(running, count: int) -> bool:
     return (await running.health())["waiting_requests"] == count
+
+
+async def _slots(running, count: int) -> bool:
+    return (await running.health())["total_slots"] == count
 
 
 async def _queue_is_empty(running) -> bool:

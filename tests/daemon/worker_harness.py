@@ -48,6 +48,10 @@ class RouterEnd:
         """Return the next message that is no heartbeat; trio.EndOfChannel after the last."""
         return await self._received.receive()
 
+    def messages(self) -> trio.MemoryReceiveChannel[WorkerMessage]:
+        """Return what has come and will come, to iterate over until the connection ends."""
+        return self._received
+
     async def send(self, message: RouterMessage) -> None:
         await self.socket.send_message(encode(message).decode())
 

@@ -1,0 +1,139 @@
+"""One job from beginning to end: ask llama-server, send what it answers, say how it ended.
+
+A job never ends in silence, except when it was cancelled (the router asked for that) or the link is gone (the router
+has seen that): its own time limit, the death of llama-server and a fault in this program all become an `error`.
+"""
+
+from __future__ import annotations
+
+import attrs
+import trio
+
+from auxot.core.errors import ErrorCode, LinkError
+from auxot.core.jobs import Failed, Finished, Job, JobEvent
+from auxot.core.link import Link
+from auxot.core.logs import Logger
+from auxot.core.messages import FEATURE_DELTAS
+from auxot.worker.llama.client import stream_chat
+from auxot.worker.llama.http import LlamaHttp
+from auxot.worker.llama.request import chat_request
+from auxot.worker.reply import Reply, error_message
+from auxot.worker.seats import Seat, Seats
+
+
+@attrs.frozen(kw_only=True)
+class Workplace:
+    """Where jobs are run, as long as one llama-server lives.
+
+    Attributes:
+        http: the llama-server.
+        slot_ctx_tokens: context of one of its slots.
+        seats: the table that says who runs.
+        job_timeout_s: how long a job may take here.
+    """
+
+    http: LlamaHttp
+    slot_ctx_tokens: int
+    seats: Seats
+    job_timeout_s: float
+
+
+async def run_job(job: Job, *, seat: Seat, link: Link, workplace: Workplace, log: Logger) -> None:
+    """Run a job in its seat, and leave the seat. Raises nothing but Cancelled."""
+    log = log.bind(job_id=job.job_id, attempt=job.attempt)
+    log.info("job.started", n_messages=len(job.messages), n_tools=len(job.tools))
+    run = _Run(job=job, seat=seat, link=link, workplace=workplace)
+    try:
+        with seat.scope:
+            await _run_to_the_end(run, log)
+        log.info("job.finished", outcome=run.outcome, duration_ms=run.elapsed_ms(), **run.counts())
+    finally:
+        workplace.seats.leave(seat)
+
+
+async def _run_to_the_end(run: _Run, log: Logger) -> None:
+    """The wall around one job."""
+    try:
+        with trio.move_on_after(run.workplace.job_timeout_s):
+            await run.stream()
+        if not run.is_told:
+            await run.fail(ErrorCode.TIMEOUT, f"the worker's time limit of {run.workplace.job_timeout_s:g} s is over")
+    except LinkError as exc:
+        run.outcome = "link lost"
+        log.info("job.unsent", reason=str(exc))
+    except Exception:  # a fault in one job must not end the others
+        log.exception("job.crashed")
+        await _tell_of_crash(run)
+
+
+async def _tell_of_crash(run: _Run) -> None:
+    try:
+        await run.fail(ErrorCode.INTERNAL, "the worker failed to run this job")
+    except LinkError:
+        run.outcome = "link lost"
+
+
+@attrs.define(kw_only=True)
+class _Run:
+    """The state of one job while it runs; belongs to its task."""
+
+    job: Job
+    seat: Seat
+    link: Link
+    workplace: Workplace
+    outcome: str = "cancelled"
+    is_told: bool = False  # the terminal message is in the outbox
+    _reply: Reply = attrs.field(init=False)
+    _started_at: float = attrs.field(init=False, factory=trio.current_time)
+    _finished: Finished | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        is_original = FEATURE_DELTAS not in self.link.ack.features
+        self._reply = Reply(self.job.job_id, is_original=is_original)
+
+    async def stream(self) -> None:
+        """Ask llama-server and send its answer as it comes."""
+        place = self.workplace
+        request = chat_request(self.job)
+        await stream_chat(place.http, request, deliver=self._deliver, slot_ctx_tokens=place.slot_ctx_tokens)
+
+    async def fail(self, code: ErrorCode, message: str) -> None:
+        """End the job with a failure, unless its end has been told already."""
+        if self.is_told:
+            return
+        failure = Failed(code, message)
+        self._note_end(failure)
+        await self.link.send(error_message(self.job.job_id, failure))
+        self.is_told = True
+
+    def elapsed_ms(self) -> int:
+        """Milliseconds since the job began."""
+        return round((trio.current_time() - self._started_at) * 1000)
+
+    def counts(self) -> dict[str, int]:
+        """Return the token counts for the log."""
+        if self._finished is None:
+            return {}
+        usage = self._finished.usage
+        return {
+            "n_prompt_tokens": usage.prompt_tokens,
+            "n_cached_tokens": usage.cached_tokens,
+            "n_completion_tokens": usage.completion_tokens,
+        }
+
+    async def _deliver(self, events: list[JobEvent]) -> None:
+        elapsed_ms = self.elapsed_ms()
+        messages = [message for event in events for message in self._reply.messages(event, elapsed_ms=elapsed_ms)]
+        if self._reply.is_ended:
+            self._note_end(events[-1])
+        await self.link.send(*messages)
+        self.is_told = self._reply.is_ended
+
+    def _note_end(self, event: JobEvent) -> None:
+        """Free the slot before the terminal message goes out: the next job may come right after it."""
+        self.workplace.seats.release(self.seat)
+        if isinstance(event, Finished):
+            self._finished = event
+            self.outcome = event.reason.value
+        elif isinstance(event, Failed):
+            self.outcome = event.code.word

@@ -1,0 +1,109 @@
+"""From a Job to the body of llama-server's chat completions: pure.
+
+Everything goes through unchanged (tool schemas whole, sampling fields verbatim); what is set here is what llama-server
+needs to be told so that the answer can be streamed, counted and cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from auxot.core.jobs import ChatMessage, Job, Tool, ToolCall
+
+# Fields of the body that `params` cannot change: they are the job's own, or what reading the stream stands on.
+_OURS = frozenset(
+    {"model", "messages", "tools", "temperature", "max_tokens", "reasoning_effort"}
+    | {"stream", "stream_options", "return_progress", "verbose"}
+)
+
+
+@attrs.frozen(kw_only=True)
+class ChatRequest:
+    """A request for llama-server. `prefill`: the text that the model is to continue, "" if there is none."""
+
+    body: Mapping[str, Any]
+    prefill: str = ""
+    max_tokens: int | None = None
+
+
+def chat_request(job: Job) -> ChatRequest:
+    """Translate a job.
+
+    Always streamed, also for callers who wait for the whole answer, and always with progress: llama-server notices
+    that a request was dropped only when it writes, and during the prompt it writes nothing but progress. With stop
+    words also `verbose`, without which it does not tell which one was written; that repeats the prompt once, at the
+    end, as text.
+    """
+    body: dict[str, Any] = {
+        **{name: value for name, value in job.params.items() if name not in _OURS},
+        "model": "local",
+        "messages": [_message(message) for message in job.messages],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_progress": True,
+    }
+    if job.tools:
+        body["tools"] = [_tool(tool) for tool in job.tools]
+    own = {"temperature": job.temperature, "max_tokens": job.max_tokens, "reasoning_effort": job.reasoning_effort}
+    body |= {name: value for name, value in own.items() if value is not None}
+    if (job.reasoning_effort or "").lower() == "none":
+        body["reasoning_effort"] = "none"
+        body["chat_template_kwargs"] = _without_thinking(body.get("chat_template_kwargs"))
+    if body.get("stop"):
+        body["verbose"] = True
+    return ChatRequest(body=body, prefill=_prefill(job), max_tokens=job.max_tokens)
+
+
+def _without_thinking(kwargs: Any) -> dict[str, Any]:
+    """Switch thinking off under the names that chat templates know it by, where the caller did not say otherwise."""
+    return {"enable_thinking": False, "thinking": False, **(kwargs if isinstance(kwargs, dict) else {})}
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    fields: dict[str, Any] = {"role": message.role, "content": _content(message.content)}
+    if message.tool_calls:
+        fields["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+    optional = {
+        "tool_call_id": message.tool_call_id,
+        "name": message.name,
+        "reasoning_content": message.reasoning_content,
+    }
+    return fields | {name: value for name, value in optional.items() if value is not None}
+
+
+def _content(content: Any) -> Any:
+    """Write content as llama-server takes it: no null, images in the long form."""
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        return [_part(part) for part in content]
+    return content
+
+
+def _part(part: Any) -> Any:
+    if isinstance(part, dict) and isinstance(part.get("image_url"), str):
+        return {**part, "image_url": {"url": part["image_url"]}}
+    return part
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    arguments = call.function.arguments or "{}"  # templates parse them; nothing is not JSON
+    return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = attrs.asdict(tool.function, recurse=False)
+    return {"type": tool.type, "function": {name: value for name, value in function.items() if value is not None}}
+
+
+def _prefill(job: Job) -> str:
+    """Return the text of an assistant message at the end: llama-server goes on writing it."""
+    last = job.messages[-1] if job.messages else None
+    if last is None or last.role != "assistant" or last.tool_calls:
+        return ""
+    if isinstance(last.content, list):
+        return "".join(str(part.get("text") or "") for part in last.content if isinstance(part, dict))
+    return last.content if isinstance(last.content, str) else ""

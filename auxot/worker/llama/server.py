@@ -1,0 +1,193 @@
+"""llama-server as a context manager: `llama_server` starts one, `external_llama` uses one that runs elsewhere.
+
+    starting --wait_ready()--> ready --> died
+        '--------------------------------^
+
+The block is the server's life: a process of ours ends with it (see `process`). `died` is set when the server has gone
+by itself. Requests go through `http`.
+
+Our process listens on a UNIX socket in a folder that only this user can enter: no port to race for, and nobody else
+on the machine can reach it.
+
+llama-server's HTTP interface: tools/server/README.md of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import attrs
+import orjson
+import trio
+
+from auxot.core.background import background
+from auxot.core.errors import LlamaError
+from auxot.core.logs import get_logger
+from auxot.worker.llama.argv import LlamaSettings, llama_argv, llama_environment
+from auxot.worker.llama.facts import LlamaFacts, read_facts
+from auxot.worker.llama.http import BrokenExchangeError, LlamaAddress, LlamaHttp
+from auxot.worker.llama.process import Child, run_child
+
+REQUEST_TIMEOUT_S = 10.0  # for the small requests: a busy llama-server answers /props between two batches
+_HEALTH_TIMEOUT_S = 2.0
+_READY_POLL_S = 0.2
+_PROGRESS_LOG_S = 10.0
+_EXTERNAL_POLL_S = 5.0
+_EXTERNAL_FAILURES = 3  # so many unanswered polls in a row and an external server counts as gone
+_MAX_SOCKET_PATH = 100  # sun_path holds 104 bytes on macOS and 108 on Linux
+_TROUBLE = re.compile(r"error|fatal|abort|crash|failed|library not loaded|dyld", re.IGNORECASE)
+
+_log = get_logger()
+
+
+@attrs.define(kw_only=True)
+class LlamaServer:
+    """A llama-server. `http` speaks to it; `died` is set once it has gone; `pid` is None for an external one."""
+
+    http: LlamaHttp
+    died: trio.Event = attrs.field(factory=trio.Event)
+    pid: int | None = None
+    _last_words: Callable[[], str] = attrs.field(default=str)
+
+    async def wait_ready(self) -> None:
+        """Wait until it answers that its model is loaded; the caller sets the deadline.
+
+        Raises:
+            LlamaError: it ended before; says why, as far as it told.
+        """
+        started_at = reported_at = trio.current_time()
+        while not await is_healthy(self.http):
+            with trio.move_on_after(_READY_POLL_S):
+                await self.died.wait()
+            if self.died.is_set():
+                raise LlamaError(f"llama-server ended before it was ready: {self.last_words()}")
+            now = trio.current_time()
+            if now - reported_at >= _PROGRESS_LOG_S:
+                reported_at = now
+                _log.info("llama.loading", waited_ms=round((now - started_at) * 1000))
+
+    async def facts(self) -> LlamaFacts:
+        """Ask what it serves.
+
+        Raises:
+            LlamaError: no proper answer.
+        """
+        return read_facts(await self._get("/props"), await self._get("/v1/models"))
+
+    def last_words(self) -> str:
+        """Return how it ended and the line of its output that most likely says why."""
+        return self._last_words() or "no reason known"
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        try:
+            with trio.fail_after(REQUEST_TIMEOUT_S):
+                status, body = await self.http.get(path)
+            answer = orjson.loads(body)
+        except (trio.TooSlowError, BrokenExchangeError, orjson.JSONDecodeError) as exc:
+            raise LlamaError(f"llama-server gave no proper answer to GET {path}: {type(exc).__name__}") from exc
+        if status != HTTPStatus.OK or not isinstance(answer, dict):
+            raise LlamaError(f"llama-server answered GET {path} with status {status}")
+        return answer
+
+
+@asynccontextmanager
+async def llama_server(settings: LlamaSettings, *, show_output: bool = False) -> AsyncGenerator[LlamaServer, None]:
+    """Start a llama-server, which lives as long as the block; it is not ready yet.
+
+    Args:
+        settings: what to serve.
+        show_output: log all that it says (at level debug), not only what looks like trouble.
+
+    Raises:
+        LlamaError: it cannot be started.
+    """
+    with tempfile.TemporaryDirectory(prefix="auxot-llama-", dir=_short_temp_dir()) as folder:  # mode 0700
+        socket = Path(folder) / "llama.sock"
+        argv = llama_argv(settings, socket)
+        on_line = _log_line if show_output else _log_trouble
+        _log.info("llama.starting", argv=argv)
+        async with (
+            run_child(argv, environ=llama_environment(os.environ), on_line=on_line) as child,
+            background() as server_nursery,
+        ):
+            http = LlamaHttp(LlamaAddress(socket=socket))
+            server = LlamaServer(http=http, pid=child.pid, last_words=lambda: last_words(child))
+            server_nursery.start_soon(_report_exit, child, server)
+            yield server
+
+
+@asynccontextmanager
+async def external_llama(address: LlamaAddress) -> AsyncGenerator[LlamaServer, None]:
+    """Use a llama-server that somebody else runs. It counts as died when it stops answering its health check.
+
+    Args:
+        address: where it listens.
+    """
+    async with background() as server_nursery:
+        server = LlamaServer(http=LlamaHttp(address), last_words=lambda: "the external llama-server does not answer")
+        server_nursery.start_soon(_watch_health, server)
+        yield server
+
+
+async def is_healthy(http: LlamaHttp) -> bool:
+    """Tell whether a llama-server answers that its model is loaded; takes at most some seconds."""
+    with trio.move_on_after(_HEALTH_TIMEOUT_S):
+        try:
+            status, _ = await http.get("/health")
+        except BrokenExchangeError:
+            return False
+        return status == HTTPStatus.OK  # 503 while it loads
+    return False
+
+
+def last_words(child: Child) -> str:
+    """Return how a child ended and the last line that tells of trouble, else its last line."""
+    lines: Sequence[str] = [line for line in child.tail if line.strip()]
+    telling = [line for line in lines if _TROUBLE.search(line)] or lines
+    return f"{child.exit_status}: {telling[-1].strip()}" if telling else child.exit_status
+
+
+def _short_temp_dir() -> str | None:
+    """Return where to make the socket's folder: None for the usual place, or /tmp when its path is too long."""
+    usual = os.path.join(tempfile.gettempdir(), "auxot-llama-12345678", "llama.sock")  # noqa: PTH118
+    return "/tmp" if sys.platform != "win32" and len(os.fsencode(usual)) > _MAX_SOCKET_PATH else None  # noqa: S108
+
+
+async def _report_exit(child: Child, server: LlamaServer) -> None:
+    await child.exited.wait()
+    _log.error("llama.died", pid=child.pid, exit_status=child.exit_status, tail=list(child.tail)[-20:])
+    server.died.set()
+
+
+async def _watch_health(server: LlamaServer) -> None:
+    """Set `died` when an external server that has once answered stops doing so."""
+    n_failures = 0
+    has_answered = False
+    while n_failures < _EXTERNAL_FAILURES:
+        if await is_healthy(server.http):
+            has_answered, n_failures = True, 0
+        elif has_answered:
+            n_failures += 1
+        await trio.sleep(_EXTERNAL_POLL_S)
+    _log.error("llama.died", reason=server.last_words())
+    server.died.set()
+
+
+def _log_trouble(line: str) -> None:
+    if _TROUBLE.search(line):
+        _log.warning("llama.output", line=line)
+
+
+def _log_line(line: str) -> None:
+    if _TROUBLE.search(line):
+        _log.warning("llama.output", line=line)
+    else:
+        _log.debug("llama.output", line=line)

@@ -1,0 +1,135 @@
+"""The GPU worker as a program: its configuration becomes a `Worker`, which runs until it is told to stop.
+
+    worker main
+    |- signals: the first TERM or INT sets `quiet`, the second cancels everything
+    '- Worker.run: see `supervise`
+
+Stopping in order takes at most DRAIN_GRACE_S for the running jobs and 12 s more, also when llama-server ignores TERM.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+
+import trio
+
+from auxot.config import WorkerConfig
+from auxot.core.background import background
+from auxot.core.errors import ConfigError
+from auxot.core.link import LinkSettings, normalise_router_url
+from auxot.core.logs import get_logger
+from auxot.core.messages import Policy
+from auxot.worker.llama.argv import LlamaSettings
+from auxot.worker.llama.binary import find_llama_server
+from auxot.worker.llama.http import parse_llama_url
+from auxot.worker.llama.server import LlamaServer, external_llama, llama_server
+from auxot.worker.supervise import READY_TIMEOUT_S, Worker, WorkerSettings
+
+_SHOW_LLAMA_OUTPUT = 2  # the value of --debug
+
+_log = get_logger()
+
+
+async def main(config: WorkerConfig) -> int:
+    """Serve until a signal: the first TERM or INT stops in order, the second at once.
+
+    Returns:
+        The exit code: 0 after an orderly stop, 1 after a second signal.
+
+    Raises:
+        ConfigError, KeyRefusedError, LlamaError: as `serve`.
+    """
+    quiet = trio.Event()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, trio.CancelScope() as serving:
+        async with background() as main_nursery:
+            main_nursery.start_soon(_obey_signals, signals, quiet, serving)
+            await serve(config, quiet=quiet)
+    return 1 if serving.cancelled_caught else 0
+
+
+async def serve(
+    config: WorkerConfig,
+    *,
+    quiet: trio.Event | None = None,
+    task_status: trio.TaskStatus[str | None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Be a GPU worker until `quiet` is set. Cancelling stops at once; llama-server is still ended in order.
+
+    Args:
+        config: the worker's settings.
+        quiet: set it to stop in order.
+        task_status: `started` is called with the worker's id when it takes jobs for the first time.
+
+    Raises:
+        ConfigError: the settings, or what the router asks for, cannot work.
+        KeyRefusedError: the router does not accept the key.
+        LlamaError: there is no llama-server, it does not start, or it died too often.
+    """
+    worker = Worker(worker_settings(config))
+
+    async def report_start() -> None:
+        await worker.started.wait()
+        task_status.started(worker.worker_id)
+
+    async with background() as worker_nursery:
+        worker_nursery.start_soon(report_start)
+        if quiet is not None:
+            worker_nursery.start_soon(worker.stop_on, quiet, worker_nursery.cancel_scope)
+        await worker.run()
+    _log.info("worker.stopped")
+
+
+def worker_settings(config: WorkerConfig) -> WorkerSettings:
+    """Turn the configuration into what the worker's parts take; everything that can be checked now is checked.
+
+    Raises:
+        ConfigError: no model, or a router URL that is none.
+        LlamaError: there is no llama-server.
+    """
+    is_external = config.llama_url is not None
+    link = LinkSettings(url=normalise_router_url(config.router_url), heartbeat_interval_s=config.heartbeat_interval_s)
+    return WorkerSettings(
+        link=link,
+        gpu_key=config.gpu_key,
+        open_llama=_llama_opener(config),
+        is_external=is_external,
+        ready_timeout_s=math.inf if is_external else READY_TIMEOUT_S,
+        job_timeout_s=config.job_timeout_s,
+        reconnect_delay_s=config.reconnect_delay_s,
+        reconnect_max_delay_s=config.reconnect_max_delay_s,
+    )
+
+
+def _llama_opener(config: WorkerConfig) -> Callable[[Policy], AbstractAsyncContextManager[LlamaServer]]:
+    """Return what opens the llama-server for a policy: an external one, or a process of ours."""
+    url, model = config.llama_url, config.model_path
+    if url is not None:
+        address = parse_llama_url(url)
+        return lambda _: external_llama(address)
+    if model is None:
+        raise ConfigError("no model: set AUXOT_MODEL_FILE or --model-path to a GGUF file")
+    binary = find_llama_server(given=config.llama_binary, cache_dir=config.llama_cache_dir)
+
+    def open_llama(policy: Policy) -> AbstractAsyncContextManager[LlamaServer]:
+        settings = LlamaSettings(
+            binary=binary,
+            model=model,
+            slot_ctx_tokens=max(0, policy.context_size),
+            slots=max(1, policy.max_parallelism),
+            threads=config.threads,
+            gpu_layers=config.gpu_layers,
+        )
+        return llama_server(settings, show_output=config.debug >= _SHOW_LLAMA_OUTPUT)
+
+    return open_llama
+
+
+async def _obey_signals(signals: AsyncIterator[int], quiet: trio.Event, serving: trio.CancelScope) -> None:
+    async for number in signals:
+        _log.info("worker.signal", signal=signal.Signals(number).name, is_second=quiet.is_set())
+        if quiet.is_set():
+            serving.cancel()
+        quiet.set()

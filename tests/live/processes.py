@@ -1,0 +1,186 @@
+"""The daemons as real processes, for tests that kill, signal and watch them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import httpx
+import orjson
+
+from auxot.core.keys import CHEAP, Role, generate_key, hash_key
+
+GPU_KEY = generate_key(Role.WORKER)
+API_KEY = generate_key(Role.API)
+ADMIN_HASH = hash_key(GPU_KEY, CHEAP)
+API_HASH = hash_key(API_KEY, CHEAP)
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+MODEL = "tiny-bigram"
+
+
+@attrs.define(eq=False)
+class Daemon:
+    """One daemon as a child process; its log is kept."""
+
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return what it has logged so far."""
+        lines = self.log_path.read_bytes().splitlines()
+        return [orjson.loads(line) for line in lines if line.startswith(b"{")]
+
+    def wait_for(self, event: str, *, after: int = 0) -> dict[str, Any]:
+        """Return the first line of that event after the first `after` ones of it."""
+        return wait_until(lambda: self._find(event, after), what=f"{event} in {self.log_path.name}", daemon=self)
+
+    def _find(self, event: str, after: int) -> dict[str, Any] | None:
+        found = [line for line in self.log() if line["event"] == event]
+        return found[after] if len(found) > after else None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Wait for its end; return the exit code."""
+        return self.process.wait(timeout_s)
+
+
+@attrs.define(eq=False)
+class House:
+    """A router process, and what is needed to talk to it."""
+
+    router: Daemon
+    port: int
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        """The router's address for API clients."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def health(self) -> dict[str, Any]:
+        """Return what /health says."""
+        body: dict[str, Any] = httpx.get(f"{self.url}/health", trust_env=False).json()
+        return body
+
+    def client(self, **settings: Any) -> httpx.Client:
+        """Return an HTTP client that shows the API key."""
+        return httpx.Client(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {API_KEY}"},
+            timeout=60,
+            trust_env=False,
+            **settings,
+        )
+
+    def wait_health(self, **expected: int) -> dict[str, Any]:
+        """Wait until /health shows these figures."""
+
+        def matches() -> dict[str, Any] | None:
+            health = self.health()
+            return health if all(health[name] == value for name, value in expected.items()) else None
+
+        return wait_until(matches, what=f"/health {expected}", daemon=self.router)
+
+
+def wait_until(condition: Callable[[], Any], *, what: str, daemon: Daemon | None = None) -> Any:
+    """Return the first true outcome of a condition; fails with the end of the daemon's log."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        outcome = condition()
+        if outcome:
+            return outcome
+        if daemon is not None and daemon.process.poll() is not None:
+            break
+        time.sleep(0.01)
+    log = daemon.log_path.read_text()[-4000:] if daemon else ""
+    raise AssertionError(f"never came: {what}\n{log}")
+
+
+@contextmanager
+def running_daemon(folder: Path, name: str, program: str, **variables: str) -> Iterator[Daemon]:
+    """Run an installed program for the length of the block, in an environment of its own; killed if it must be."""
+    log_path = folder / f"{name}.log"
+    environ = {"PATH": os.environ["PATH"], "HOME": str(folder), **variables}
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name(program)], env=environ, cwd=folder, stdout=log, stderr=log
+        )
+    daemon = Daemon(process, log_path)
+    try:
+        yield daemon
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process in order, or at once when it does not."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def running_router(folder: Path, **variables: str) -> Iterator[House]:
+    """Run `auxot-router` on a free port."""
+    settings = {
+        "AUXOT_HOST": "127.0.0.1",
+        "AUXOT_PORT": "0",
+        "AUXOT_ADMIN_KEY_HASH": ADMIN_HASH,
+        "AUXOT_API_KEY_HASH": API_HASH,
+        "AUXOT_MODEL": MODEL,
+        "AUXOT_CTX_SIZE": "16384",
+        "AUXOT_MAX_PARALLEL": "4",
+        "AUXOT_SHUTDOWN_GRACE": "5s",
+        **variables,
+    }
+    with running_daemon(folder, "router", "auxot-router", **settings) as daemon:
+        address = daemon.wait_for("router.ready")["addresses"][0]
+        yield House(daemon, int(address.rpartition(":")[2]), folder)
+
+
+@contextmanager
+def running_worker(house: House, *, name: str = "worker", url: str | None = None, **variables: str) -> Iterator[Daemon]:
+    """Run `auxot-worker`; it may not be ready yet."""
+    settings = {
+        "AUXOT_ROUTER_URL": url or f"ws://127.0.0.1:{house.port}",
+        "AUXOT_GPU_KEY": GPU_KEY,
+        "AUXOT_RECONNECT_DELAY": "100ms",
+        **variables,
+    }
+    with running_daemon(house.folder, name, "auxot-worker", **settings) as daemon:
+        yield daemon
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the process ids of a process's children (Linux)."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
