@@ -167,6 +167,7 @@ def running_worker(house: House, *, name: str = "worker", url: str | None = None
         "AUXOT_ROUTER_URL": url or f"ws://127.0.0.1:{house.port}",
         "AUXOT_GPU_KEY": GPU_KEY,
         "AUXOT_RECONNECT_DELAY": "100ms",
+        "AUXOT_THREADS": "1",  # several llama-servers on two cores: their threads would spin against each other
         **variables,
     }
     with running_daemon(house.folder, name, "auxot-worker", **settings) as daemon:
