@@ -1,10 +1,18 @@
 """The inner language: a Job goes to a worker, JobEvents come back. Every dialect and every worker speaks it.
 
-    JobEvent = TextDelta | ReasoningDelta | ToolCallDelta | PromptProgress | Finished | Failed
+    JobEvent = TextDelta | ReasoningDelta | ToolCallDelta | PromptProgress
+             | PayloadHead | Payload | Finished | Failed
 
 Invariants: a job ends with exactly one terminal event, Finished or Failed, and nothing follows it. Deltas of one
 choice come in order; choices (n > 1) may interleave. The first ToolCallDelta of a call carries its id and name,
 later ones only more of its arguments.
+
+Four kinds of work, told apart by `Job.kind`:
+
+    CHAT        messages -> deltas, Finished                        what an original worker knows; the others are ours
+    COMPLETION  prompt -> TextDelta ..., Finished                   raw text, no chat template
+    COUNT       messages, tools -> Finished, usage.prompt_tokens    the prompt's tokens, exactly; nothing is generated
+    FORWARD     method, path, body -> PayloadHead, Payload ..., Finished     an endpoint of llama-server, as it is
 
 A Job is also the `job` message of the wire (original protocol, plus the fields marked "ours" there), so the bytes
 that are queued are the bytes that a worker reads: a large prompt is written as JSON once.
@@ -79,6 +87,34 @@ class Tool:
     function: Function
 
 
+class Kind(enum.Enum):
+    """What a job asks for; the value is its word on the wire."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    COUNT = "count"
+    FORWARD = "forward"
+
+
+@attrs.frozen(kw_only=True)
+class Forward:
+    """A request to an endpoint of llama-server that is passed on as it is. Ours.
+
+    Attributes:
+        method: GET or POST.
+        path: beginning with a slash, as llama-server knows it; chosen by the router from its own table.
+        body: the body as text; "" if there is none.
+        body_base64: the body where it is not UTF-8 text (uploads); then `body` is "".
+        content_type: of the body.
+    """
+
+    method: str
+    path: str
+    body: str = ""
+    body_base64: str = ""
+    content_type: str = "application/json"
+
+
 @attrs.frozen(kw_only=True)
 class Job:
     """One unit of work for one slot of a worker, complete: nothing about it is kept elsewhere.
@@ -97,11 +133,23 @@ class Job:
     reasoning_effort: str | None = None
     params: Mapping[str, Any] = attrs.field(factory=dict)  # ours
     attempt: int = 0  # ours: 1 for the first delivery; 0 from an original router
+    prompt: Any = None  # ours, COMPLETION: a string, a list of token ids, or a list of such prompts
+    count_only: bool = False  # ours, COUNT
+    forward: Forward | None = None  # ours, FORWARD
     reference_id: str | None = None
     data: Mapping[str, Any] | None = None
     caller_tools: tuple[str, ...] = ()
     compaction_session_id: str | None = None
     credentials: Mapping[str, str] | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What the job asks for."""
+        if self.forward is not None:
+            return Kind.FORWARD
+        if self.count_only:
+            return Kind.COUNT
+        return Kind.CHAT if self.prompt is None else Kind.COMPLETION
 
 
 @attrs.frozen(kw_only=True)
@@ -164,6 +212,21 @@ class PromptProgress:
 
 
 @attrs.frozen
+class PayloadHead:
+    """The head of a forwarded endpoint's answer; comes once, before any Payload."""
+
+    status: int
+    content_type: str
+
+
+@attrs.frozen
+class Payload:
+    """More of the body of a forwarded endpoint's answer."""
+
+    body: bytes = attrs.field(repr=False)
+
+
+@attrs.frozen
 class Finish:
     """How one choice ended. `stop_sequence`: the stop word that was written, when known."""
 
@@ -195,7 +258,7 @@ class Failed:
 
 
 Delta = TextDelta | ReasoningDelta | ToolCallDelta
-JobEvent = TextDelta | ReasoningDelta | ToolCallDelta | PromptProgress | Finished | Failed
+JobEvent = TextDelta | ReasoningDelta | ToolCallDelta | PromptProgress | PayloadHead | Payload | Finished | Failed
 
 
 @attrs.define
@@ -234,6 +297,9 @@ class Transcript:
     """
 
     choices: dict[int, ChoiceTranscript] = attrs.field(factory=dict)
+    head: PayloadHead | None = None
+    payload: list[bytes] = attrs.field(factory=list)
+    progress: PromptProgress | None = None
     finished: Finished | None = None
     failed: Failed | None = None
 
@@ -243,7 +309,13 @@ class Transcript:
             self.finished = event
         elif isinstance(event, Failed):
             self.failed = event
-        elif not isinstance(event, PromptProgress):
+        elif isinstance(event, PromptProgress):
+            self.progress = event
+        elif isinstance(event, PayloadHead):
+            self.head = event
+        elif isinstance(event, Payload):
+            self.payload.append(event.body)
+        else:
             self.choice(event.choice).add(event)
 
     def choice(self, index: int) -> ChoiceTranscript:

@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 
 import attrs
 
-from auxot.core.jobs import Job, ToolCall
+from auxot.core.jobs import Job, Kind, ToolCall
 
 FEATURE_DELTAS = "deltas"  # tool_call_delta, finishes; `complete` need not repeat the answer
 FEATURE_PARAMS = "params"  # the worker honours job.params
+FEATURE_OF_KIND = {Kind.COMPLETION: "completion", Kind.COUNT: "count", Kind.FORWARD: "forward"}  # the worker runs them
 ROUTER_FEATURES = (FEATURE_DELTAS,)
-WORKER_FEATURES = (FEATURE_DELTAS, FEATURE_PARAMS)
+WORKER_FEATURES = (FEATURE_DELTAS, FEATURE_PARAMS, *FEATURE_OF_KIND.values())
 
 PENDING_BACKEND = "pending"  # announced on the policy connection, which never takes a job
 AUTH_FAILED = "authentication failed"  # an original worker stops for good on an error that holds these words
@@ -192,6 +193,25 @@ class PromptProgressMessage:
     total: int
     cached: int
     processed: int
+
+
+@attrs.frozen(kw_only=True)
+class ForwardHead:
+    """Worker -> router, ours: the head of a forwarded endpoint's answer; see jobs.PayloadHead."""
+
+    TYPE: ClassVar = "forward_head"
+    job_id: str
+    status: int
+    content_type: str
+
+
+@attrs.frozen(kw_only=True)
+class ForwardBody:
+    """Worker -> router, ours: more of its body; `data` is base64."""
+
+    TYPE: ClassVar = "forward_body"
+    job_id: str
+    data: str = attrs.field(repr=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -403,6 +423,8 @@ WorkerMessage = (
     | ToolGenerating
     | ToolCallDeltaMessage
     | PromptProgressMessage
+    | ForwardHead
+    | ForwardBody
     | BuiltinTool
     | Complete
     | Error

@@ -7,6 +7,8 @@ message that is sent only to a peer that has announced the matching feature:
     hello.capabilities.features, hello_ack.features    what this side understands beyond the original (FEATURE_*)
     job.params, job.attempt, message.name, message.reasoning_content, function.strict
     token.choice, token.logprobs
+    job.prompt, job.count_only, job.forward             sent only to a worker that announces the kind (FEATURE_OF_KIND)
+    forward_head, forward_body                          the answer to job.forward
     tool_call_delta                                     FEATURE_DELTAS announced by the router
     prompt_progress                                     an original message, which an original router drops
     complete.finishes                                   why each choice ended

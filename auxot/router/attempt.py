@@ -11,26 +11,38 @@ here, so that everything behind this file sees one kind of worker.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import enum
 from collections.abc import Iterator
 
 import attrs
 import trio
 
-from auxot.core.errors import ErrorCode
+from auxot.core.errors import ErrorCode, ProtocolError
 from auxot.core.jobs import (
     Failed,
     Finish,
     Finished,
     FinishReason,
     JobEvent,
+    Payload,
+    PayloadHead,
     PromptProgress,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
     Usage,
 )
-from auxot.core.messages import Complete, Error, PromptProgressMessage, Token, ToolCallDeltaMessage
+from auxot.core.messages import (
+    Complete,
+    Error,
+    ForwardBody,
+    ForwardHead,
+    PromptProgressMessage,
+    Token,
+    ToolCallDeltaMessage,
+)
 from auxot.router.relay import OpenJob
 
 # A worker that says one of these could not run the job, and another may.
@@ -83,6 +95,18 @@ class Attempt:
     def on_prompt_progress(self, message: PromptProgressMessage) -> None:
         """Pass on how far the prompt is."""
         self._feed(PromptProgress(message.total, message.cached, message.processed))
+
+    def on_forward_head(self, message: ForwardHead) -> None:
+        """Pass on the head of a forwarded endpoint's answer."""
+        self._feed(PayloadHead(message.status, message.content_type))
+
+    def on_forward_body(self, message: ForwardBody) -> None:
+        """Pass on more of its body; raises ProtocolError if it is not base64."""
+        try:
+            body = base64.b64decode(message.data, validate=True)
+        except binascii.Error as exc:
+            raise ProtocolError("malformed forward_body: not base64") from exc
+        self._feed(Payload(body))
 
     def on_complete(self, message: Complete) -> None:
         """Pass on what was not streamed, and the end."""

@@ -20,6 +20,7 @@ import trio
 from auxot.core.errors import ErrorCode, RefusedError, StoreError
 from auxot.core.jobs import Failed, JobRecord
 from auxot.core.keys import Role
+from auxot.core.messages import FEATURE_OF_KIND
 from auxot.core.protocol import encode
 from auxot.router.asgi import ClientGoneError, Headers, Receive, Scope, Send, read_body, send_json
 from auxot.router.connection import Connection
@@ -136,6 +137,7 @@ class _Exchange:
             record=self.record,
             answer=self.answer,
             frame=encode(self.chat.job),
+            needs=FEATURE_OF_KIND.get(self.chat.job.kind),
             max_tokens=self.chat.job.max_tokens,
             on_started=lambda: setattr(limit, "deadline", began + limits.job_timeout_s),
         )

@@ -29,6 +29,10 @@ class Member(Protocol):
     def n_slots(self) -> int:
         """Jobs that it can run at once; 0 while it takes none."""
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What it understands beyond the original protocol."""
+
 
 MemberT = TypeVar("MemberT", bound=Member)
 
@@ -71,11 +75,21 @@ class Fleet(Generic[MemberT]):
         self._members.pop(member.worker_id, None)
         self._leave_bucket(member.worker_id)
 
-    def choose(self) -> MemberT | None:
-        """Return the worker that gets the next job, or None when all slots are taken."""
-        if not self._buckets:
-            return None
-        return next(iter(self._buckets[min(self._buckets)].values()))
+    def choose(self, *, needs: str | None = None) -> MemberT | None:
+        """Return the worker that gets the next job, or None when all slots (of those that can do it) are taken.
+
+        Args:
+            needs: a feature that the worker must have announced.
+        """
+        for load in sorted(self._buckets):
+            for member in self._buckets[load].values():
+                if needs is None or needs in member.features:
+                    return member
+        return None
+
+    def can(self, needs: str) -> bool:
+        """Whether any worker that takes jobs, busy or not, has announced a feature."""
+        return any(needs in member.features for member in self._members.values() if member.n_slots)
 
     def n_free_slots(self, *, at_most: int) -> int:
         """Return how many slots are free, counting no further than `at_most`."""

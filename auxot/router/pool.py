@@ -10,6 +10,7 @@ entries and freed slots, and looks every second anyway.
 from __future__ import annotations
 
 import time
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ class Pool:
     router_id: str
     max_attempts: int
     log: Logger
+    _held: deque[ClaimedJob] = attrs.field(factory=deque)  # claimed; only some workers can do them, and those are busy
 
     async def submit(self, open_job: OpenJob) -> None:
         """Put an open job into the queue.
@@ -84,7 +86,9 @@ class Pool:
 
     async def _dispatch(self) -> None:
         """Claim and hand over until the queue is empty or every slot is taken."""
-        while free := self.fleet.n_free_slots(at_most=MAX_CLAIM):
+        for _ in range(len(self._held)):
+            await self._hand_over(self._held.popleft())
+        while len(self._held) < MAX_CLAIM and (free := self.fleet.n_free_slots(at_most=MAX_CLAIM)):
             claimed_jobs = await self.queue.claim(free)
             if not claimed_jobs:
                 return
@@ -103,12 +107,23 @@ class Pool:
             open_job.fail(Failed(ErrorCode.WORKER_LOST, message))
             await self._settle(claimed.entry_id, runs_again=False)
             return
-        session = self.fleet.choose()
-        if session is None:  # the worker has left while we claimed
-            await self._settle(claimed.entry_id, runs_again=True)
+        session = self.fleet.choose(needs=open_job.needs)
+        if session is None:
+            await self._wait_for_worker(claimed, open_job)
             return
         open_job.record.claimed_at = time.time()
         session.start(claimed, open_job)
+
+    async def _wait_for_worker(self, claimed: ClaimedJob, open_job: OpenJob) -> None:
+        """Keep a job that not every worker can do until one that can is free; give others back: a worker has left."""
+        needs = open_job.needs
+        if needs is None or not self.fleet.count().workers:
+            await self._settle(claimed.entry_id, runs_again=True)
+        elif self.fleet.can(needs):
+            self._held.append(claimed)
+        else:
+            open_job.fail(Failed(ErrorCode.NOT_IMPLEMENTED, f"no connected worker can do this ({needs})"))
+            await self._settle(claimed.entry_id, runs_again=False)
 
     async def _settle(self, entry_id: bytes, *, runs_again: bool) -> None:
         try:

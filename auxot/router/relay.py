@@ -45,6 +45,7 @@ class OpenJob:
     record: JobRecord
     answer: Answer
     frame: bytes = attrs.field(repr=False)  # the encoded job message
+    needs: str | None = None  # a feature that the worker must have
     entry_id: bytes | None = None  # of the queue, once it is there
     max_tokens: int | None = None  # what the job asks for: original workers do not say why they stopped
     cancel_attempt: Callable[[], None] | None = None  # set while a session runs it

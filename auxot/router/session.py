@@ -30,6 +30,8 @@ from auxot.core.messages import (
     Config,
     ConfigAck,
     Error,
+    ForwardBody,
+    ForwardHead,
     Heartbeat,
     HeartbeatAck,
     JobOverload,
@@ -54,6 +56,7 @@ MAX_SLOTS = 1024  # a worker that announces more is believed this far
 MAX_BAD_MESSAGES = 100  # then the connection is dropped: it is not a worker
 MAX_LOGGED_CHARS = 500  # of what a worker says of itself
 SETTLE_TIMEOUT_S = 2.0  # for the queue to hear how a job ended, also while everything is being cancelled
+JobMessage = Token | ToolCallDeltaMessage | PromptProgressMessage | ForwardHead | ForwardBody | Complete | Error
 _HEARTBEAT_ACK = encode(HeartbeatAck())
 
 
@@ -96,6 +99,11 @@ class Session:
     def n_slots(self) -> int:
         """Jobs that it can have at once; 0 unless it is ready."""
         return self._n_slots if self.state is State.READY else 0
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What the worker understands beyond the original protocol."""
+        return self.capabilities.features if self.capabilities is not None else ()
 
     async def run(self, early: list[bytes]) -> None:
         """Serve the connection until it is over; returns normally however it ends.
@@ -173,18 +181,17 @@ class Session:
         except ProtocolError as exc:
             self._on_bad_message(exc)
             return
-        if isinstance(message, Error) and message.job_id is None:
-            self._on_worker_error(message)
-        elif isinstance(message, (Token, ToolCallDeltaMessage, PromptProgressMessage, Complete, Error)):
-            self._on_job_message(message, written)
-        else:
-            self._on_other_message(message, written)
+        try:
+            if isinstance(message, Error) and message.job_id is None:
+                self._on_worker_error(message)
+            elif isinstance(message, JobMessage):
+                self._on_job_message(message, written)
+            else:
+                self._on_other_message(message, written)
+        except ProtocolError as exc:
+            self._on_bad_message(exc)
 
-    def _on_job_message(
-        self,
-        message: Token | ToolCallDeltaMessage | PromptProgressMessage | Complete | Error,
-        written: dict[Answer, None],
-    ) -> None:
+    def _on_job_message(self, message: JobMessage, written: dict[Answer, None]) -> None:
         attempt = self.attempts.get(message.job_id or "")
         if attempt is None:  # late words after a cancel, or a worker that speaks for a job that is not its own
             self._n_foreign += 1
@@ -197,6 +204,10 @@ class Session:
             attempt.on_tool_call_delta(message)
         elif isinstance(message, PromptProgressMessage):
             attempt.on_prompt_progress(message)
+        elif isinstance(message, ForwardHead):
+            attempt.on_forward_head(message)
+        elif isinstance(message, ForwardBody):
+            attempt.on_forward_body(message)
         elif isinstance(message, Complete):
             attempt.on_complete(message)
             self._free_slot(attempt)

@@ -9,11 +9,15 @@ Exactly one terminal message (complete or error) is made, and nothing after it.
 
 from __future__ import annotations
 
+import base64
+
 from auxot.core.jobs import (
     Failed,
     Finished,
     FunctionCall,
     JobEvent,
+    Payload,
+    PayloadHead,
     PromptProgress,
     ReasoningDelta,
     TextDelta,
@@ -25,6 +29,8 @@ from auxot.core.messages import (
     Complete,
     Error,
     FinishMessage,
+    ForwardBody,
+    ForwardHead,
     PromptProgressMessage,
     Token,
     ToolCallDeltaMessage,
@@ -63,9 +69,16 @@ class Reply:
             return [self._terminal(event, elapsed_ms)]
         if isinstance(event, ToolCallDelta):
             return self._tool_call(event)
-        if isinstance(event, PromptProgress):
-            return [self._progress(event)]
-        return self._token(event, reasoning=isinstance(event, ReasoningDelta))
+        if isinstance(event, TextDelta | ReasoningDelta):
+            return self._token(event, reasoning=isinstance(event, ReasoningDelta))
+        return [self._other(event)]
+
+    def _other(self, event: PromptProgress | PayloadHead | Payload) -> WorkerMessage:
+        if isinstance(event, PayloadHead):
+            return ForwardHead(job_id=self._job_id, status=event.status, content_type=event.content_type)
+        if isinstance(event, Payload):
+            return ForwardBody(job_id=self._job_id, data=base64.b64encode(event.body).decode())
+        return self._progress(event)
 
     def _token(self, delta: TextDelta | ReasoningDelta, *, reasoning: bool) -> list[WorkerMessage]:
         if self._transcript is None:

@@ -74,17 +74,20 @@ async def test_a_wrong_key_is_refused_in_the_form_that_stops_original_workers(ke
 
 async def test_a_policy_connection_never_gets_a_job():
     """A job would be stranded on the connection with which a worker only asks what to do."""
-    async with running_router() as running, running.client() as client:
-        async with trio.open_nursery() as nursery, open_socket(running) as visit:
-            pending = {"backend": "pending", "model": "pending", "ctx_size": 0}
-            await visit.send_message(
-                orjson.dumps({"type": "hello", "gpu_key": GPU_KEY, "capabilities": pending}).decode()
-            )
-            assert orjson.loads(await visit.get_message())["success"] is True
-            assert (await running.health())["workers"] == 0
-            nursery.start_soon(lambda: client.post("/v1/chat/completions", json=chat_body()))
-            async with scripted_worker(running) as worker:
-                await worker.complete(await worker.next_job())
+    pending = {"backend": "pending", "model": "pending", "ctx_size": 0}
+    async with (
+        running_router() as running,
+        running.client() as client,
+        open_socket(running) as visit,
+        trio.open_nursery() as nursery,
+    ):
+        hello = {"type": "hello", "gpu_key": GPU_KEY, "capabilities": pending}
+        await visit.send_message(orjson.dumps(hello).decode())
+        assert orjson.loads(await visit.get_message())["success"] is True
+        assert (await running.health())["workers"] == 0
+        nursery.start_soon(lambda: client.post("/v1/chat/completions", json=chat_body()))
+        async with scripted_worker(running) as worker:
+            await worker.complete(await worker.next_job())
 
 
 async def test_a_policy_connection_that_sends_a_config_still_gets_no_job():

@@ -13,7 +13,7 @@ import pytest
 from auxot.demo.tiny_model import ANSWER, N_ANSWER_TOKENS, THOUGHT, TOOL_ARGUMENTS, TOOL_NAME, TOOL_PARAMETERS
 from tests.live.processes import API_KEY, House, running_router, running_worker
 
-HI = [{"role": "user", "content": "hi"}]
+HI: Any = [{"role": "user", "content": "hi"}]
 OPENAI_TOOL = {"type": "function", "function": {"name": TOOL_NAME, "parameters": TOOL_PARAMETERS}}
 ANTHROPIC_TOOL = {"name": TOOL_NAME, "input_schema": TOOL_PARAMETERS}
 NO_THINKING = {"reasoning_effort": "none"}
@@ -227,7 +227,7 @@ def test_anthropic_tool_use_blocking_and_its_result(anthropic_client):
     first = anthropic_client.messages.create(model="any", max_tokens=100, messages=HI, tools=[ANTHROPIC_TOOL])
     use = first.content[-1]
     assert (use.type, use.name, use.input) == ("tool_use", TOOL_NAME, {"city": "Paris"})
-    history: Any = [
+    history = [
         *HI,
         {"role": "assistant", "content": [block.model_dump() for block in first.content]},
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": use.id, "content": "12 degrees"}]},

@@ -133,13 +133,14 @@ class AnthropicEncoder:
             return self._take(event)
         return self._mark(event)
 
-    def _mark(self, event: PromptProgress | Finished | Failed) -> bytes:
+    def _mark(self, event: JobEvent) -> bytes:
         """Take an event that is no part of the answer's content."""
         if isinstance(event, Finished):
             return self._finish(event)
         if isinstance(event, Failed):
             return self._fail(event)
-        self._prompt = Usage(prompt_tokens=event.total, cached_tokens=event.cached)
+        if isinstance(event, PromptProgress):
+            self._prompt = Usage(prompt_tokens=event.total, cached_tokens=event.cached)
         return b""
 
     def keep_alive(self, note: str = "") -> bytes:

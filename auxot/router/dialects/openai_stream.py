@@ -25,7 +25,6 @@ from auxot.core.jobs import (
     Failed,
     Finished,
     JobEvent,
-    PromptProgress,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
@@ -76,13 +75,15 @@ class OpenAiChatEncoder:
             head = self._text_heads.get(event.choice)
             if head is not None:  # nearly every call
                 return head + json_bytes(event.text) + self._tail
-        if self._ended or isinstance(event, PromptProgress):
+        if self._ended:
             return b""
         if isinstance(event, Failed):
             return self._fail(event)
         if isinstance(event, Finished):
             return self._finish(event)
-        return self._delta(event)
+        if isinstance(event, Delta):
+            return self._delta(event)
+        return b""
 
     def keep_alive(self, note: str = "") -> bytes:
         """Return a comment."""

@@ -13,6 +13,7 @@ class Worker:
     worker_id: str
     n_slots: int
     n_running: int = 0
+    features: tuple[str, ...] = ()
 
 
 def test_jobs_go_to_the_worker_with_the_fewest():
