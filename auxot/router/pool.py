@@ -15,11 +15,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import attrs
+import orjson
 import trio
 
 from auxot.core.errors import ErrorCode, StoreError
-from auxot.core.jobs import Failed
+from auxot.core.jobs import Failed, JobRecord
 from auxot.router.attempt import Attempt, Outcome
+from auxot.router.guests import Correspondence, GuestAnswer, GuestJob
 from auxot.router.queue import ClaimedJob, JobQueue, QueuedJob
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ POLL_S = 1.0  # the dispatcher's backstop: a bell can be lost with the store's c
 MAX_CLAIM = 64  # entries at once: what is claimed here cannot go to another router
 STORE_PAUSE_S = 0.5  # after an error of the store
 WITHDRAW_TIMEOUT_S = 1.0
+LIVE_S = 1.0  # how long another router is taken to live after it was seen
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -46,7 +49,16 @@ class Pool:
     router_id: str
     max_attempts: int
     log: Logger
+    quiet: trio.Event  # once set, only jobs of clients that wait here are claimed
+    correspondence: Correspondence = attrs.field(init=False)
+    _unwanted: list[OpenJob] = attrs.field(factory=list)  # in the queue, but must not run again
+    _live: dict[str, float] = attrs.field(factory=dict)  # other routers, and until when they are taken to live
     _held: deque[ClaimedJob] = attrs.field(factory=deque)  # claimed; only some workers can do them, and those are busy
+
+    def __attrs_post_init__(self) -> None:
+        self.correspondence = Correspondence(
+            relay=self.relay, max_attempts=self.max_attempts, withdraw=self._withdraw_soon
+        )
 
     async def submit(self, open_job: OpenJob) -> None:
         """Put an open job into the queue.
@@ -56,7 +68,8 @@ class Pool:
         """
         record = open_job.record
         record.queued_at = time.time()
-        entry = QueuedJob(job_id=record.job_id, data=open_job.frame, reply_to=self.router_id, meta=b"{}")
+        meta = orjson.dumps({"needs": open_job.needs, "max_tokens": open_job.max_tokens})
+        entry = QueuedJob(job_id=record.job_id, data=open_job.frame, reply_to=self.router_id, meta=meta)
         open_job.entry_id = await self.queue.enqueue(entry)
 
     async def withdraw(self, open_job: OpenJob) -> None:
@@ -71,6 +84,7 @@ class Pool:
         """Tell the queue how a delivery ended; cancel-safe under the caller's shield."""
         lost = attempt.outcome is Outcome.LOST
         runs_again = lost and attempt.open_job.lose(attempt=attempt.number, max_attempts=self.max_attempts)
+        self.correspondence.settled(attempt.job_id, attempt.open_job)
         await self._settle(attempt.entry_id, runs_again=runs_again)
 
     async def run_dispatcher(self) -> None:
@@ -86,6 +100,10 @@ class Pool:
 
     async def _dispatch(self) -> None:
         """Claim and hand over until the queue is empty or every slot is taken."""
+        while self._unwanted:
+            await self.withdraw(self._unwanted.pop())
+        if self.quiet.is_set() and not len(self.relay):
+            return
         for _ in range(len(self._held)):
             await self._hand_over(self._held.popleft())
         while len(self._held) < MAX_CLAIM and (free := self.fleet.n_free_slots(at_most=MAX_CLAIM)):
@@ -97,9 +115,11 @@ class Pool:
 
     async def _hand_over(self, claimed: ClaimedJob) -> None:
         """Give one claimed job to the best worker; each way out settles the entry or leaves it to a session."""
-        open_job = self.relay.find(claimed.job_id)
-        if open_job is None or open_job.ended:
-            self.log.info("job.dropped", job_id=claimed.job_id, reason="its client has left")
+        is_ours = claimed.reply_to == self.router_id
+        open_job = self.relay.find(claimed.job_id) if is_ours else await self._welcome(claimed)
+        if open_job is None or open_job.ended or not self._may_run(open_job, claimed):
+            self.log.info("job.dropped", job_id=claimed.job_id, reason="nobody waits for it")
+            self.correspondence.settled(claimed.job_id)
             await self._settle(claimed.entry_id, runs_again=False)
             return
         if claimed.is_exhausted:
@@ -113,6 +133,44 @@ class Pool:
             return
         open_job.record.claimed_at = time.time()
         session.start(claimed, open_job)
+
+    def _may_run(self, open_job: OpenJob, claimed: ClaimedJob) -> bool:
+        """Whether a job may run (again); one that another router ran until it died may have shown its client text."""
+        if open_job.cancel_attempt is None:
+            return True
+        return open_job.lose(attempt=claimed.attempt - 1, max_attempts=self.max_attempts)
+
+    async def _welcome(self, claimed: ClaimedJob) -> GuestJob | None:
+        """Return a job of another router as a guest; None if that router is gone, and its client with it."""
+        guest = self.correspondence.guests.get(claimed.job_id)
+        mailbox = self.correspondence.mailbox
+        if guest is not None or mailbox is None or not await self._is_live(claimed.reply_to):
+            return guest
+        wants = orjson.loads(claimed.meta or b"{}")
+        answer = GuestAnswer(claimed.job_id, claimed.attempt, claimed.reply_to, mailbox)
+        guest = GuestJob(
+            record=JobRecord(job_id=claimed.job_id, accepted_at=time.time(), router_id=claimed.reply_to),
+            answer=answer,
+            guest_answer=answer,
+            frame=b"",
+            needs=wants.get("needs"),
+            max_tokens=wants.get("max_tokens"),
+        )
+        self.correspondence.guests[claimed.job_id] = guest
+        return guest
+
+    async def _is_live(self, router_id: str) -> bool:
+        now = trio.current_time()
+        if self._live.get(router_id, 0.0) < now:
+            self._live.clear()  # it stays small, and there are few
+            if router_id not in await self.queue.live_among({router_id}):
+                return False
+            self._live[router_id] = now + LIVE_S
+        return True
+
+    def _withdraw_soon(self, open_job: OpenJob) -> None:
+        self._unwanted.append(open_job)
+        self.queue.bell.ring()
 
     async def _wait_for_worker(self, claimed: ClaimedJob, open_job: OpenJob) -> None:
         """Keep a job that not every worker can do until one that can is free; give others back: a worker has left."""

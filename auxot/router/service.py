@@ -31,13 +31,15 @@ from auxot.core.messages import Policy
 from auxot.router import sweeper
 from auxot.router.app import App
 from auxot.router.auth import KeyVerifier
+from auxot.router.cors import Cors
 from auxot.router.dialects.anthropic import ANTHROPIC
-from auxot.router.dialects.base import ModelCard
 from auxot.router.dialects.openai_chat import OPENAI_CHAT
 from auxot.router.exchange import Limits
 from auxot.router.fleet import Fleet
 from auxot.router.front import FrontPhases, serve_front
 from auxot.router.handshake import Doorkeeper
+from auxot.router.mailbox import Mailbox
+from auxot.router.models import Catalog
 from auxot.router.pages import Parts
 from auxot.router.pool import Pool
 from auxot.router.queue import JobQueue
@@ -109,12 +111,14 @@ async def serve(
     for warning in config.warnings:
         log.warning("config.warning", text=warning)
     async with open_store(config.redis_url) as store:
-        pool = await _open_pool(config, store=store, router_id=router_id, log=log)
+        pool = await _open_pool(config, store=store, router_id=router_id, log=log, quiet=phases.quiet)
         async with trio.open_nursery() as background:
             background.start_soon(pool.run_dispatcher)
             beat_s = min(config.heartbeat_interval_s, config.dead_worker_timeout_s / 3)
             background.start_soon(partial(sweeper.run, pool.queue, interval_s=config.sweep_interval_s))
             background.start_soon(partial(sweeper.keep_alive, pool.queue, interval_s=beat_s))
+            if config.redis_url is not None:
+                _start_mail(pool, store, background)
             await _serve_front(config, pool=pool, phases=phases, log=log, task_status=task_status)
             background.cancel_scope.cancel()
         with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(StoreError):
@@ -122,7 +126,17 @@ async def serve(
     log.info("router.stopped")
 
 
-async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log: Logger) -> Pool:
+def _start_mail(pool: Pool, store: Store, background: trio.Nursery) -> None:
+    """Open this router's mailbox: others may use the same Redis."""
+    correspondence = pool.correspondence
+    mailbox = Mailbox(store, router_id=pool.router_id, on_letter=correspondence.on_letter, on_gap=correspondence.on_gap)
+    correspondence.mailbox = mailbox
+    background.start_soon(mailbox.run_writer)
+    background.start_soon(mailbox.run_reader)
+    background.start_soon(correspondence.watch_acceptors, pool.queue)
+
+
+async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log: Logger, quiet: trio.Event) -> Pool:
     queue = JobQueue(
         store,
         router_id=router_id,
@@ -138,6 +152,7 @@ async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log:
         router_id=router_id,
         max_attempts=config.max_attempts,
         log=log,
+        quiet=quiet,
     )
 
 
@@ -201,6 +216,7 @@ async def _drain(pool: Pool, *, grace_s: float, log: Logger) -> None:
     log.info("router.quiet", waiting_requests=len(pool.relay), grace_s=grace_s)
     with trio.move_on_after(grace_s):
         await pool.relay.wait_idle()
+        await pool.correspondence.wait_idle()
     pool.relay.fail_all(Failed(ErrorCode.UNAVAILABLE, "the router is shutting down"))
     async with trio.open_nursery() as closing:
         for session in pool.fleet.members():
@@ -212,15 +228,22 @@ def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: F
         max_body_bytes=config.max_body_bytes,
         queue_timeout_s=config.queue_timeout_s,
         job_timeout_s=config.job_timeout_s,
+        keep_alive_s=config.keep_alive_interval_s,
     )
-    card = ModelCard(id=config.model, created=MODELS_CREATED, context_size=config.ctx_size, capabilities=("chat",))
+    catalog = Catalog(
+        name=config.model,
+        created=MODELS_CREATED,
+        context_size=config.ctx_size,
+        aliases=tuple(alias for alias, _ in config.model_aliases),
+    )
     return Parts(
         pool=pool,
         verifier=verifier,
         limits=limits,
         openai=OPENAI_CHAT,
         anthropic=ANTHROPIC,
-        models=(card,),
+        catalog=catalog,
+        cors=Cors(frozenset(config.cors_origins)) if config.cors_origins else None,
         quiet=phases.quiet,
         router_id=pool.router_id,
         log=log,

@@ -20,6 +20,7 @@ import pytest
 from auxot.demo.tiny_model import ANSWER
 from tests.live.processes import (
     API_KEY,
+    PROBE,
     House,
     children_of,
     is_alive,
@@ -103,13 +104,13 @@ def external_llama(binary: Path, model: Path) -> Iterator[str]:
 
 def _is_up(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", trust_env=False).is_success
+        return PROBE.get(f"{url}/health").is_success
     except httpx.TransportError:
         return False
 
 
 def n_busy_slots(llama_url: str) -> int:
-    slots = httpx.get(f"{llama_url}/slots", trust_env=False).json()
+    slots = PROBE.get(f"{llama_url}/slots").json()
     return sum(slot["is_processing"] for slot in slots)
 
 
@@ -177,7 +178,7 @@ def test_a_client_that_hangs_up_in_the_prompt_phase_stops_it(house, llama_server
             wait_until(lambda: n_busy_slots(llama) == 1, what="a busy slot")
         house.wait_health(active_jobs=0)
         wait_until(lambda: n_busy_slots(llama) == 0, what="a free slot")
-        slots = httpx.get(f"{llama}/slots", trust_env=False).json()
+        slots = PROBE.get(f"{llama}/slots").json()
         assert max(slot.get("n_prompt_tokens_processed", 0) for slot in slots) < 100_000
 
 

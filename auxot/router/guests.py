@@ -1,0 +1,218 @@
+"""Jobs that this router's workers run for other routers, and jobs of ours that run on theirs.
+
+A guest is an open job whose answer goes into the mail in place of a client's socket: sessions and attempts see no
+difference. What to do when its worker is lost is decided by the router whose client waits, which alone knows what
+the client has seen; the entry is released meanwhile.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from auxot.core.errors import ErrorCode, StoreError
+from auxot.core.jobs import Failed, JobEvent
+from auxot.core.logs import get_logger
+from auxot.router.letters import Cancel, Happened, Letter, Lost, Started
+from auxot.router.mailbox import Mailbox, MailboxFullError
+from auxot.router.relay import OpenJob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from auxot.router.queue import JobQueue
+    from auxot.router.relay import Relay
+
+WATCH_S = 2.0  # how often the routers that our guests come from are looked for
+
+_log = get_logger()
+
+
+@attrs.define(eq=False)
+class GuestAnswer:
+    """An answer that goes to the router in `reply_to`."""
+
+    job_id: str
+    attempt: int
+    reply_to: str
+    mailbox: Mailbox
+    _events: list[JobEvent] = attrs.field(factory=list)
+
+    def feed(self, event: JobEvent) -> None:
+        """Take one event; see `relay.Answer`."""
+        self._events.append(event)
+
+    def flush(self) -> None:
+        """Post what was fed."""
+        if self._events:
+            self.post(Happened(job_id=self.job_id, attempt=self.attempt, events=tuple(self._events)))
+            self._events.clear()
+
+    def restart(self) -> bool:
+        """Say yes: the router whose client waits decides."""
+        self._events.clear()
+        return True
+
+    def post(self, letter: Letter) -> None:
+        """Post a letter; one that cannot be kept is a gap that the other side notices."""
+        try:
+            self.mailbox.post(self.reply_to, letter)
+        except MailboxFullError:
+            _log.error("mail.full", addressee=self.reply_to, job_id=self.job_id)
+
+
+@attrs.define(eq=False, kw_only=True)
+class GuestJob(OpenJob):
+    """A job of another router."""
+
+    guest_answer: GuestAnswer
+
+    def start(self, *, worker_id: str, attempt: int, cancel: Callable[[], None]) -> None:
+        """Note that a worker has the job, and tell its router."""
+        super().start(worker_id=worker_id, attempt=attempt, cancel=cancel)
+        self.guest_answer.post(Started(job_id=self.record.job_id, attempt=attempt, worker_id=worker_id))
+
+    def fail(self, failure: Failed) -> None:
+        """End the job before a worker had it; the attempt is announced first, or its end would be ignored."""
+        if self.cancel_attempt is None:
+            answer = self.guest_answer
+            answer.post(Started(job_id=answer.job_id, attempt=answer.attempt, worker_id=""))
+        super().fail(failure)
+
+    def lose(self, *, attempt: int, max_attempts: int) -> bool:  # noqa: ARG002 -- the claim counts, and says so
+        """Tell the job's router that the worker is gone; the entry is released, and withdrawn if it must not run."""
+        self.cancel_attempt = None
+        if self.ended:
+            return False
+        self.ended = True
+        self.guest_answer.post(Lost(job_id=self.record.job_id, attempt=attempt))
+        return True
+
+
+@attrs.define(eq=False)
+class Correspondence:
+    """What this router does about the letters that it gets."""
+
+    relay: Relay
+    max_attempts: int
+    withdraw: Callable[[OpenJob], None]  # take a job's entry out of the queue, later
+    mailbox: Mailbox | None = None  # set once it exists; it calls us
+    guests: dict[str, GuestJob] = attrs.field(factory=dict)  # running here for others, by job id
+    _idle: trio.Event = attrs.field(factory=trio.Event)
+    _runners: dict[str, str] = attrs.field(factory=dict)  # job of ours -> router that runs it
+
+    def on_letter(self, sender: str, letter: Letter) -> None:
+        """Obey one letter."""
+        if isinstance(letter, Cancel):
+            self._dismiss(letter.job_id)
+            return
+        open_job = self.relay.find(letter.job_id)
+        if open_job is None or open_job.ended:
+            self._runners.pop(letter.job_id, None)
+            if not isinstance(letter, Lost):
+                self._post(sender, Cancel(job_id=letter.job_id))
+        elif isinstance(letter, Started):
+            self._on_started(sender, letter, open_job)
+        elif letter.attempt == open_job.record.attempt:
+            self._on_news(letter, open_job)
+
+    def settled(self, job_id: str, open_job: OpenJob | None = None) -> None:
+        """Forget a guest whose entry is settled. Another one of that id (a later attempt) stays."""
+        if open_job is None or self.guests.get(job_id) is open_job:
+            self.guests.pop(job_id, None)
+        if not self.guests:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing runs here for others."""
+        while self.guests:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    async def watch_acceptors(self, queue: JobQueue) -> None:
+        """Stop jobs whose router is gone, for ever: nobody waits for them."""
+        while True:
+            await trio.sleep(WATCH_S)
+            acceptors = {guest.guest_answer.reply_to for guest in self.guests.values()}
+            if not acceptors:
+                continue
+            with suppress(StoreError):
+                for gone in acceptors - await queue.live_among(acceptors):
+                    _log.warning("router.gone", gone=gone)
+                    self._dismiss_all_of(gone)
+
+    def _dismiss_all_of(self, router_id: str) -> None:
+        for job_id, guest in list(self.guests.items()):
+            if guest.guest_answer.reply_to == router_id:
+                self._dismiss(job_id)
+        if self.mailbox is not None:
+            self.mailbox.forget(router_id)
+
+    def _dismiss(self, job_id: str) -> None:
+        """Stop a guest: its router does not want the answer any more."""
+        guest = self.guests.get(job_id)
+        if guest is None:
+            return
+        guest.ended = True
+        if guest.cancel_attempt is not None:
+            guest.cancel_attempt()
+
+    def on_gap(self, sender: str) -> None:
+        """Fail the jobs that run at a router of whose letters some are lost: their text would have a hole."""
+        for job_id, runner in list(self._runners.items()):
+            open_job = self.relay.find(job_id)
+            if runner == sender and open_job is not None:
+                open_job.fail(Failed(ErrorCode.WORKER_LOST, "events of this job were lost between two routers"))
+                self._end(open_job, cancel=True)
+
+    def _on_started(self, sender: str, letter: Started, open_job: OpenJob) -> None:
+        """Take note of a new attempt; one that must not be is cancelled."""
+        record = open_job.record
+        if letter.attempt <= record.attempt:
+            return
+        if open_job.cancel_attempt is not None and not self._lose(open_job, record.attempt):
+            self._post(sender, Cancel(job_id=letter.job_id))
+            return
+        self._runners[letter.job_id] = sender
+        open_job.start(
+            worker_id=letter.worker_id,
+            attempt=letter.attempt,
+            cancel=lambda: self._post(sender, Cancel(job_id=letter.job_id)),
+        )
+
+    def _on_news(self, letter: Happened | Lost, open_job: OpenJob) -> None:
+        if isinstance(letter, Lost):
+            if not self._lose(open_job, letter.attempt):
+                self.withdraw(open_job)
+            return
+        for event in letter.events:
+            open_job.feed(event)
+        open_job.answer.flush()
+        if open_job.ended:
+            self._end(open_job, cancel=False)
+
+    def _lose(self, open_job: OpenJob, attempt: int) -> bool:
+        self._runners.pop(open_job.record.job_id, None)
+        return open_job.lose(attempt=attempt, max_attempts=self.max_attempts)
+
+    def _end(self, open_job: OpenJob, *, cancel: bool) -> None:
+        self._runners.pop(open_job.record.job_id, None)
+        if cancel and open_job.cancel_attempt is not None:
+            open_job.cancel_attempt()
+        # Leaving the request must not cancel what has ended: replaced, because None would mean "in the queue".
+        open_job.cancel_attempt = _nothing
+
+    def _post(self, router_id: str, letter: Letter) -> None:
+        if self.mailbox is None:
+            return
+        try:
+            self.mailbox.post(router_id, letter)
+        except MailboxFullError:
+            _log.error("mail.full", addressee=router_id, job_id=letter.job_id)
+
+
+def _nothing() -> None:
+    """Do nothing."""
