@@ -120,6 +120,15 @@ class RouterConfig:
         default=DEFAULT_MODEL,
         metadata=knob("AUXOT_MODEL", kinds.text(), help="name of the model that the workers serve"),
     )
+    model_aliases: tuple[tuple[str, str], ...] = attrs.field(
+        default=(),
+        metadata=knob(
+            "AUXOT_MODEL_ALIASES",
+            kinds.aliases(),
+            help="other names and patterns of the model, such as `gpt-4o,claude-*`; when set, a request for any other "
+            "name is a 404; empty: any name is served",
+        ),
+    )
     quantization: str = attrs.field(
         default="",
         metadata=knob("AUXOT_QUANTIZATION", kinds.text(), help="quantization of the model; empty: automatic"),
@@ -185,6 +194,15 @@ class RouterConfig:
             "AUXOT_QUEUE_TIMEOUT", kinds.duration(0.1, 7 * _DAY_S), help="how long a job may wait for a free slot"
         ),
     )
+    keep_alive_interval_s: float = attrs.field(
+        default=15.0,
+        metadata=knob(
+            "AUXOT_KEEP_ALIVE_INTERVAL",
+            kinds.duration(0.1, 3600),
+            help="silence after which a stream gets a comment, with its place in the queue or the progress of its "
+            "prompt",
+        ),
+    )
     max_attempts: int = attrs.field(
         default=3,
         metadata=knob(
@@ -196,6 +214,22 @@ class RouterConfig:
     max_body_bytes: int = attrs.field(
         default=32 * 1024 * 1024,
         metadata=knob("AUXOT_MAX_BODY_BYTES", kinds.integer(1024, 1024 * 1024 * 1024), help="largest request body"),
+    )
+    cors_origins: tuple[str, ...] = attrs.field(
+        default=(),
+        metadata=knob(
+            "AUXOT_CORS_ORIGINS",
+            kinds.origins(),
+            help="web pages that may call from a browser, such as `https://app.example.com`, or `*`; empty: none",
+        ),
+    )
+    keep_billing_header: bool = attrs.field(
+        default=False,
+        metadata=knob(
+            "AUXOT_KEEP_BILLING_HEADER",
+            kinds.boolean(),
+            help="true: leave the line at the head of the system prompt that Claude Code changes every turn",
+        ),
     )
     shutdown_grace_s: float = attrs.field(
         default=30.0,
@@ -322,6 +356,9 @@ def load_router_config(argv: Sequence[str], environ: Mapping[str, str], cwd: Pat
         config = load_config(RouterConfig, "auxot-router", argv=argv, environ=environ, cwd=cwd, **_CLI_DEFAULTS)
     if config.dead_worker_timeout_s <= config.heartbeat_interval_s:
         raise ConfigError("AUXOT_DEAD_WORKER_TIMEOUT must be longer than AUXOT_HEARTBEAT_INTERVAL")
+    for alias, model in config.model_aliases:
+        if model not in ("", config.model):
+            raise ConfigError(f"AUXOT_MODEL_ALIASES: {alias}={model}: the model of this router is {config.model!r}")
     return config
 
 

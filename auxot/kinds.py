@@ -19,6 +19,7 @@ from auxot.core.logs import Level
 
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")  # as browsers send it
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 N = TypeVar("N", int, float)
 
@@ -50,6 +51,18 @@ def text() -> Kind:
 def names() -> Kind:
     """A list of names with commas between them, as a tuple."""
     return Kind(parse=_parse_names, allowed="names with commas between them", metavar="NAMES")
+
+
+def aliases() -> Kind:
+    """Other names of a model, as pairs of the name and what stands after its `=`; "" if nothing does."""
+    allowed = "names or patterns with commas between them, such as gpt-4o,claude-*=my-model"
+    return Kind(parse=_parse_aliases, allowed=allowed, metavar="NAMES")
+
+
+def origins() -> Kind:
+    """Origins of web pages, in lower case, or `*` for all of them."""
+    allowed = "origins such as https://app.example.com with commas between them, or *"
+    return Kind(parse=_parse_origins, allowed=allowed, metavar="ORIGINS")
 
 
 def choice(*words: str) -> Kind:
@@ -152,6 +165,23 @@ def _in_range(value: N, least: float, most: float) -> N:
 
 def _parse_names(given: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in given.split(",") if name.strip())
+
+
+def _parse_aliases(given: str) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for entry in _parse_names(_parse_text(given)):
+        name, equals, model = (part.strip() for part in entry.partition("="))
+        if not name or bool(equals) != bool(model):
+            raise ValueError
+        pairs.append((name, model))
+    return tuple(pairs)
+
+
+def _parse_origins(given: str) -> tuple[str, ...]:
+    names = tuple(name.lower() for name in _parse_names(given))
+    if not all(name == "*" or _ORIGIN.fullmatch(name) for name in names):
+        raise ValueError
+    return names
 
 
 def _parse_boolean(given: str) -> bool:

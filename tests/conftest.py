@@ -1,4 +1,7 @@
-"""With CI=true in the environment a skipped test fails: nothing is silently left out there."""
+"""With CI=true in the environment a skipped test fails: nothing is silently left out there.
+
+Hypothesis has no time limits here: they would measure the machine.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("auxot", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("auxot")
 
 _IN_CI = os.environ.get("CI") == "true"
 

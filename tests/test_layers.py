@@ -21,6 +21,7 @@ DAEMONS = ("router", "worker", "tools")
 
 PURE = (
     "auxot.core.errors",
+    "auxot.core.forwarded",
     "auxot.core.jobs",
     "auxot.core.keys",  # hashing is CPU only; who waits for it does so in a thread
     "auxot.core.messages",
@@ -28,7 +29,12 @@ PURE = (
     "auxot.core.protocol",
     "auxot.core.sse",
     "auxot.demo.tiny_model",
+    "auxot.router.cors",
     "auxot.router.dialects*",
+    "auxot.router.forward_table",
+    "auxot.router.headers",
+    "auxot.router.models",
+    "auxot.router.openapi*",
     "auxot.worker.toolcalls",
 )
 NOT_IN_PURE = (

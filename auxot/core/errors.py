@@ -28,6 +28,7 @@ class ErrorCode(enum.Enum):
     CONTEXT_LENGTH_EXCEEDED = ("context_length_exceeded", 400)
     UNAUTHENTICATED = ("unauthenticated", 401)
     NOT_FOUND = ("not_found", 404)
+    MODEL_NOT_FOUND = ("model_not_found", 404)
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405)
     REQUEST_TIMEOUT = ("request_timeout", 408)
     TOO_LARGE = ("too_large", 413)

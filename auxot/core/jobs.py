@@ -263,12 +263,13 @@ JobEvent = TextDelta | ReasoningDelta | ToolCallDelta | PromptProgress | Payload
 
 @attrs.define
 class ChoiceTranscript:
-    """One choice of an answer, collected."""
+    """One choice of an answer, collected. `text_logprobs` are those of `logprobs` that came with its text."""
 
     text: list[str] = attrs.field(factory=list)
     reasoning: list[str] = attrs.field(factory=list)
     tool_calls: dict[int, ToolCallDelta] = attrs.field(factory=dict)
     logprobs: list[Any] | None = None
+    text_logprobs: list[Any] | None = None
 
     def add(self, delta: Delta) -> None:
         """Append one delta of this choice."""
@@ -281,6 +282,9 @@ class ChoiceTranscript:
         if delta.logprobs is not None:
             self.logprobs = self.logprobs or []
             self.logprobs.extend(delta.logprobs)
+            if isinstance(delta, TextDelta):
+                self.text_logprobs = self.text_logprobs or []
+                self.text_logprobs.extend(delta.logprobs)
 
     def _add_tool_call(self, delta: ToolCallDelta) -> None:
         call = self.tool_calls.setdefault(delta.index, ToolCallDelta(delta.index))

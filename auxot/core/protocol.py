@@ -4,7 +4,8 @@ The protocol is the original Auxot's, so that an original worker works with our 
 router. Unknown fields are ignored, in both directions. Everything marked "ours" below is an optional field or a
 message that is sent only to a peer that has announced the matching feature:
 
-    hello.capabilities.features, hello_ack.features    what this side understands beyond the original (FEATURE_*)
+    hello.capabilities.features, hello_ack.features    what this side understands beyond the original (FEATURE_*), and
+                                                        which of forwarded.PROBES this worker's llama-server can do
     job.params, job.attempt, message.name, message.reasoning_content, function.strict
     token.choice, token.logprobs
     job.prompt, job.count_only, job.forward             sent only to a worker that announces the kind (FEATURE_OF_KIND)

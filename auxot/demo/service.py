@@ -26,7 +26,7 @@ from auxot.worker.llama.binary import find_llama_server
 
 DEMO_MODEL = "tiny-bigram"
 DEMO_SLOTS = 4
-DEMO_CTX_TOKENS = 16_384  # of a slot; 2 KiB of memory each
+DEMO_CTX_TOKENS = 16_384  # of a slot; 256 bytes of memory each
 LOOPBACK = "127.0.0.1"
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 -- compared with, not bound
 

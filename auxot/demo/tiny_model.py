@@ -13,7 +13,7 @@ The constants are to the letter what the server prints. With `"ignore_eos": true
 space between (thousands of tokens/s on one core). An assistant message that ends within the answer is continued from
 there. Under a grammar or a JSON schema ask for temperature 0: all allowed tokens are then alike to the model. Any text
 is taken as a prompt, a token a byte, but for the words of the answer and the thought. A slot's context may be up to
-CONTEXT_LENGTH tokens and costs 2 KiB of memory a token. Run it with
+CONTEXT_LENGTH tokens and costs 256 bytes of memory a token. Run it with
 
     llama-server -m tiny.gguf --jinja -np 4 -c 163840
 
@@ -57,7 +57,8 @@ _AGAIN = f" {_ANSWER_PIECES[0]}"  # begins the answer once more after its end
 _PIECES = (*_SPECIAL, *_BYTES, *_CONTROL, *_MARKERS, *_CALL, *_ANSWER_PIECES, _AGAIN, *_THOUGHT_PIECES, _SPACE)
 _TOKEN_ID = {piece: token for token, piece in enumerate(_PIECES)}
 
-_EMBEDDING, _FEED_FORWARD, _HEADS = 512, 32, 8  # the vocabulary must fit into one-hot embeddings
+_EMBEDDING, _FEED_FORWARD = 512, 32  # the vocabulary must fit into one-hot embeddings
+_HEADS, _HEAD = 1, 64  # small: attention does nothing here, but its cost grows with the square of the prompt
 _CERTAIN, _SECOND = 30.0, 15.0  # logits of the successor and of what follows if that is forbidden; all others are 0
 _ALIGNMENT = 32
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9  # GGUF's value types
@@ -75,7 +76,7 @@ class _Tensor:
 
 
 def write_tiny_model(path: Path) -> None:
-    """Write the model (6 MB) to `path`, which is then either whole or as it was before.
+    """Write the model (2 MB) to `path`, which is then either whole or as it was before.
 
     Raises:
         OSError: the folder is missing, not writable, or full.
@@ -141,7 +142,9 @@ def _metadata() -> list[bytes]:
         _uint32("llama.attention.head_count", _HEADS),
         _uint32("llama.attention.head_count_kv", _HEADS),
         _entry("llama.attention.layer_norm_rms_epsilon", _FLOAT32, struct.pack("<f", 1e-5)),
-        _uint32("llama.rope.dimension_count", _EMBEDDING // _HEADS),
+        _uint32("llama.attention.key_length", _HEAD),
+        _uint32("llama.attention.value_length", _HEAD),
+        _uint32("llama.rope.dimension_count", _HEAD),
         _uint32("llama.vocab_size", len(_PIECES)),
         _uint32("general.file_type", 0),  # all float32
         _entry("tokenizer.ggml.model", _STRING, _string("llama")),
@@ -159,7 +162,8 @@ def _metadata() -> list[bytes]:
 
 def _tensors() -> list[_Tensor]:
     tokens = range(len(_PIECES))
-    vocabulary, square = (_EMBEDDING, len(_PIECES)), (_EMBEDDING, _EMBEDDING)
+    vocabulary = (_EMBEDDING, len(_PIECES))
+    into_head, out_of_head = (_EMBEDDING, _HEADS * _HEAD), (_HEADS * _HEAD, _EMBEDDING)
     up, down, vector = (_EMBEDDING, _FEED_FORWARD), (_FEED_FORWARD, _EMBEDDING), (_EMBEDDING,)
     ones = struct.pack("<f", 1.0) * _EMBEDDING
     logits = {(after, token): _CERTAIN for token, after in _successors().items()}
@@ -170,7 +174,8 @@ def _tensors() -> list[_Tensor]:
         _Tensor("output_norm.weight", vector, ones),
         _Tensor("blk.0.attn_norm.weight", vector, ones),
         _Tensor("blk.0.ffn_norm.weight", vector, ones),
-        *(_sparse(f"blk.0.attn_{name}", square, {}) for name in ("q", "k", "v", "output")),
+        *(_sparse(f"blk.0.attn_{name}", into_head, {}) for name in ("q", "k", "v")),
+        _sparse("blk.0.attn_output", out_of_head, {}),
         _sparse("blk.0.ffn_gate", up, {}),
         _sparse("blk.0.ffn_up", up, {}),
         _sparse("blk.0.ffn_down", down, {}),

@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from auxot.core.errors import ErrorCode, RefusedError
+from auxot.router.headers import Headers
 
 BODY_CHUNK_TIMEOUT_S = 30.0  # a client that sends nothing for so long is refused
 BODY_TIMEOUT_S = 300.0
@@ -19,7 +20,8 @@ _DISCARD_S = 5.0
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
+
+REQUEST_ID = "auxot.request_id"  # in the ASGI scope of every HTTP request; see `headers`
 
 
 class ClientGoneError(Exception):
@@ -78,6 +80,23 @@ async def _discard(receive: Receive) -> None:
 
 def _too_large(limit_bytes: int) -> RefusedError:
     return RefusedError(ErrorCode.TOO_LARGE, f"the request body is larger than {limit_bytes} bytes")
+
+
+def with_headers(send: Send, headers: Headers) -> Send:
+    """Return `send`, with more headers on the response."""
+
+    async def send_with_headers(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *headers]}
+        await send(message)
+
+    return send_with_headers
+
+
+async def send_no_content(send: Send, *, headers: Headers) -> None:
+    """Send a whole response without a body."""
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def send_json(send: Send, *, status: int, body: bytes, headers: Headers) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import trio
 
 
@@ -31,3 +32,16 @@ class Bell:
         else:
             await self._lot.park()
         self._rung = False
+
+
+@attrs.define
+class MarkingBell:
+    """Rings another bell, and remembers that it rang."""
+
+    bell: Bell
+    is_rung: bool = True  # at the start nobody knows
+
+    def ring(self) -> None:
+        """Ring both."""
+        self.is_rung = True
+        self.bell.ring()

@@ -132,8 +132,11 @@ class Outlet:
     def write(self, chunk: bytes) -> None:
         """Write without blocking. A peer that is gone is left for its reader to notice.
 
+        The bound is on what waits already: one large write, such as the end of a long answer, is taken by a peer that
+        has kept up.
+
         Raises:
-            OutletFullError: more than `limit_bytes` would wait.
+            OutletFullError: `limit_bytes` or more wait.
         """
         if not self._held_bytes:
             try:
@@ -143,7 +146,7 @@ class Outlet:
             if sent == len(chunk):
                 return
             chunk = chunk[sent:]
-        if self._held_bytes + len(chunk) > self.limit_bytes:
+        if self._held_bytes >= self.limit_bytes:
             raise OutletFullError
         self._backlog.append(chunk)
         self._held_bytes += len(chunk)

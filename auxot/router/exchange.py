@@ -1,6 +1,6 @@
-"""One generation request, from its first byte to the last byte of its answer.
+"""One request that becomes a job, from its first byte to the last byte of its answer.
 
-    key -> body -> dialect.parse -> relay.open -> queue -> (worker) -> answer -> client
+    key -> body -> ask (dialect.parse) -> relay.open -> queue -> (worker) -> answer -> client
 
 Plain ASGI, because a web framework would double the cost of a short request. Beside the task that answers runs one
 that waits for the client to leave and for the request's time to run out: leaving cancels everything, and the worker
@@ -11,49 +11,63 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from auxot.core.errors import ErrorCode, RefusedError, StoreError
-from auxot.core.jobs import Failed, JobRecord
+from auxot.core.jobs import Failed, Job, JobRecord, Transcript
 from auxot.core.keys import Role
 from auxot.core.messages import FEATURE_OF_KIND
 from auxot.core.protocol import encode
-from auxot.router.asgi import ClientGoneError, Headers, Receive, Scope, Send, read_body, send_json
+from auxot.router.asgi import REQUEST_ID, ClientGoneError, Receive, Scope, Send, read_body, send_json
 from auxot.router.connection import Connection
+from auxot.router.headers import Headers, job_headers
 from auxot.router.relay import OpenJob
-from auxot.router.streaming import CollectedAnswer, StreamingAnswer
+from auxot.router.streaming import ClientAnswer, CollectedAnswer, StreamingAnswer, WholeAnswer
 
 if TYPE_CHECKING:
     from auxot.core.logs import Logger
     from auxot.router.auth import KeyVerifier
-    from auxot.router.dialects.base import ChatRequest, Dialect
+    from auxot.router.dialects.base import Dialect, StreamEncoder
+    from auxot.router.models import Catalog
     from auxot.router.pool import Pool
 
 RETRY_AFTER_S = 5  # for a client that is turned away; measured drain rates come with the bounded queue
-_LAST_BODY = {"type": "http.response.body", "body": b"", "more_body": False}
+_TRY_AGAIN = (ErrorCode.UNAVAILABLE, ErrorCode.RATE_LIMITED)
 
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What one request may take: bytes of its body, seconds until a worker has it, seconds in all."""
+    """What one request may take: bytes of its body, seconds until a worker has it, seconds in all, and of silence."""
 
     max_body_bytes: int
     queue_timeout_s: float
     job_timeout_s: float
+    keep_alive_s: float
+
+
+@attrs.frozen(kw_only=True)
+class Asked:
+    """What a request asks for: a job, and the way of its answer to the client."""
+
+    job: Job
+    answer: ClientAnswer
+    stream: bool  # for the log
+    needs: str | None = None  # a feature that the worker must have, if it is not the one of the job's kind
 
 
 @attrs.frozen(kw_only=True)
 class Endpoint:
-    """One dialect's generation endpoint, as an ASGI application."""
+    """One dialect's generation endpoint, as an ASGI application. `ask` is what other kinds of endpoints replace."""
 
     dialect: Dialect
     find_key: Callable[[Headers], str]
     wrong_key: str  # what the dialect says to one
     pool: Pool
+    catalog: Catalog
     verifier: KeyVerifier
     limits: Limits
     quiet: trio.Event
@@ -62,39 +76,69 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one POST. Returns when the response is complete or the client has left."""
-        request_id = new_request_id()
         try:
-            await self._serve(scope, receive, send, request_id)
+            await self._serve(scope, receive, send)
         except ClientGoneError:
             return
         except RefusedError as exc:
-            await send_error(send, dialect=self.dialect, error=exc, request_id=request_id)
+            await send_error(send, dialect=self.dialect, error=exc, request_id=scope[REQUEST_ID])
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         accepted_at = time.time()
         if self.quiet.is_set():
             raise RefusedError(ErrorCode.UNAVAILABLE, "the router is shutting down", retry_after_s=RETRY_AFTER_S)
         await self.verifier.verify(self.find_key(scope["headers"]), Role.API, refusal=self.wrong_key)
         body = await read_body(scope, receive, limit_bytes=self.limits.max_body_bytes)
-        chat = self.dialect.parse(body, job_id=f"chatcmpl-{secrets.token_hex(12)}", now=accepted_at)
+        asked = self.ask(scope, body, now=accepted_at)
         del body  # megabytes, while the answer may take minutes
-        connection = writable_connection(scope)
         record = JobRecord(
-            job_id=chat.job.job_id, accepted_at=accepted_at, router_id=self.router_id, request_id=request_id
+            job_id=asked.job.job_id, accepted_at=accepted_at, router_id=self.router_id, request_id=scope[REQUEST_ID]
         )
-        exchange = _Exchange(
-            endpoint=self,
-            chat=chat,
-            connection=connection,
-            answer=_new_answer(self.dialect, chat, connection),
-            record=record,
-            receive=receive,
-            send=send,
-        )
+        exchange = _Exchange(endpoint=self, asked=asked, record=record, receive=receive, send=send)
         try:
             await exchange.run()
+        except RefusedError as exc:
+            headers = job_headers(record)
+            await send_error(send, dialect=self.dialect, error=exc, request_id=record.request_id, headers=headers)
         finally:
-            self._log_end(record, stream=chat.stream)
+            self._log_end(record, stream=asked.stream)
+
+    def ask(self, scope: Scope, body: bytes, *, now: float) -> Asked:
+        """Read a request.
+
+        Raises:
+            RefusedError: it cannot be understood, or asks for what is not served.
+        """
+        dialect, connection = self.dialect, writable_connection(scope)
+        chat = dialect.parse(body, job_id=f"chatcmpl-{secrets.token_hex(12)}", now=now)
+        chat = attrs.evolve(chat, request_id=scope[REQUEST_ID])
+        self.catalog.check(chat.model)
+
+        def write(transcript: Transcript) -> WholeAnswer:
+            return WholeAnswer(dialect.response(chat, transcript))
+
+        answer = (
+            self.streaming(lambda: dialect.encoder(chat), connection, job_id=chat.job.job_id)
+            if chat.stream
+            else CollectedAnswer(write, connection)
+        )
+        return Asked(job=chat.job, answer=answer, stream=chat.stream)
+
+    def streaming(
+        self, make_encoder: Callable[[], StreamEncoder], connection: Connection | None, *, job_id: str
+    ) -> StreamingAnswer:
+        """Return a streaming answer for a job; see there."""
+        return StreamingAnswer(
+            make_encoder,
+            connection,
+            keep_alive_s=self.limits.keep_alive_s,
+            n_ahead=lambda: self.pool.relay.n_ahead(job_id),
+        )
+
+    @property
+    def name(self) -> str:
+        """A word for logs."""
+        return self.dialect.name
 
     def _log_end(self, record: JobRecord, *, stream: bool) -> None:
         usage = record.usage
@@ -102,7 +146,7 @@ class Endpoint:
             "job.finished",
             job_id=record.job_id,
             request_id=record.request_id,
-            dialect=self.dialect.name,
+            dialect=self.name,
             stream=stream,
             outcome=record.outcome,
             worker_id=record.worker_id,
@@ -121,24 +165,22 @@ class _Exchange:
     """A request that was understood, with the job that it became."""
 
     endpoint: Endpoint
-    chat: ChatRequest
-    connection: Connection | None
-    answer: StreamingAnswer | CollectedAnswer
+    asked: Asked
     record: JobRecord
     receive: Receive
     send: Send
 
     async def run(self) -> None:
         """Queue the job, send its answer, and leave nothing behind however this ends."""
-        limits = self.endpoint.limits
+        limits, job = self.endpoint.limits, self.asked.job
         began = trio.current_time()
         limit = trio.CancelScope(deadline=began + min(limits.queue_timeout_s, limits.job_timeout_s))
         open_job = OpenJob(
             record=self.record,
-            answer=self.answer,
-            frame=encode(self.chat.job),
-            needs=FEATURE_OF_KIND.get(self.chat.job.kind),
-            max_tokens=self.chat.job.max_tokens,
+            answer=self.asked.answer,
+            frame=encode(job),
+            needs=self.asked.needs or FEATURE_OF_KIND.get(job.kind),
+            max_tokens=job.max_tokens,
             on_started=lambda: setattr(limit, "deadline", began + limits.job_timeout_s),
         )
         try:
@@ -147,7 +189,8 @@ class _Exchange:
                 await self._answer_while_connected(open_job, limit)
         finally:
             await self.endpoint.pool.withdraw(open_job)  # noqa: ASYNC102 -- it shields itself, with a deadline
-        await self._send_end()
+        # The watcher is gone, so hypercorn may recycle the connection in peace.
+        await self.asked.answer.send_end(self.send, self._headers)
 
     async def _submit(self, open_job: OpenJob) -> None:
         try:
@@ -164,16 +207,16 @@ class _Exchange:
         is_complete = False
         async with trio.open_nursery() as request_nursery:
             request_nursery.start_soon(self._watch, open_job, limit, request_nursery.cancel_scope)
-            if isinstance(self.answer, StreamingAnswer):
-                failure = await self.answer.run(self.send, response_headers(self.record.request_id))
-            else:
-                failure = (await self.answer.wait()).failed
+            failure = await self.asked.answer.send_begin(self.send, self._headers)
             is_complete = open_job.ended
             request_nursery.cancel_scope.cancel()
+        if failure is not None:
+            refusal = self.endpoint.dialect.refusal(failure)
+            if failure.code in _TRY_AGAIN:
+                refusal.retry_after_s = RETRY_AFTER_S
+            raise refusal
         if not is_complete:
             raise ClientGoneError
-        if failure is not None:
-            raise self.endpoint.dialect.refusal(failure)
 
     async def _watch(self, open_job: OpenJob, limit: trio.CancelScope, request_scope: trio.CancelScope) -> None:
         """Wait for the client to leave; when the time runs out first, fail the job and let its worker go."""
@@ -192,33 +235,16 @@ class _Exchange:
             return Failed(ErrorCode.UNAVAILABLE, f"no worker was free within {limits.queue_timeout_s:g} s")
         return Failed(ErrorCode.TIMEOUT, f"the job did not end within {limits.job_timeout_s:g} s")
 
-    async def _send_end(self) -> None:
-        """Send what ends the response; the watcher is gone, so hypercorn may recycle the connection in peace."""
-        if isinstance(self.answer, StreamingAnswer):
-            await self.send(_LAST_BODY)
-            return
-        body = self.endpoint.dialect.response(self.chat, await self.answer.wait())
-        if self.connection is not None:
-            self.connection.hold()  # head and body in one packet
-        await send_json(self.send, status=200, body=body, headers=response_headers(self.record.request_id))
-        if self.connection is not None:
-            await self.connection.release()
+    def _headers(self) -> Headers:
+        """Return the headers of the answer, as they are when its head is sent."""
+        return job_headers(self.record)
 
 
-def new_request_id() -> str:
-    """Return an id for one HTTP request."""
-    return f"req_{secrets.token_hex(12)}"
-
-
-def response_headers(request_id: str) -> Headers:
-    """Return the headers that every response has, under both APIs' names."""
-    value = request_id.encode()
-    return [(b"x-request-id", value), (b"request-id", value)]
-
-
-async def send_error(send: Send, *, dialect: Dialect, error: RefusedError, request_id: str) -> None:
+async def send_error(
+    send: Send, *, dialect: Dialect, error: RefusedError, request_id: str, headers: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
     """Send an error in the dialect's form."""
-    headers = response_headers(request_id)
+    headers = list(headers)
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     body = dialect.error_body(error, request_id=request_id)
@@ -231,14 +257,6 @@ def writable_connection(scope: Scope) -> Connection | None:
         return None
     connection = scope["state"].get("connection")
     return connection if isinstance(connection, Connection) else None
-
-
-def _new_answer(
-    dialect: Dialect, chat: ChatRequest, connection: Connection | None
-) -> StreamingAnswer | CollectedAnswer:
-    if chat.stream:
-        return StreamingAnswer(lambda: dialect.encoder(chat), connection)
-    return CollectedAnswer()
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -17,8 +17,9 @@ from auxot.core.errors import ErrorCode, StoreError
 from auxot.core.jobs import Failed, JobEvent
 from auxot.core.logs import get_logger
 from auxot.router.letters import Cancel, Happened, Letter, Lost, Started
-from auxot.router.mailbox import Mailbox, MailboxFullError
+from auxot.router.mailbox import Mailbox
 from auxot.router.relay import OpenJob
+from auxot.router.sweeper import is_settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,11 +58,8 @@ class GuestAnswer:
         return True
 
     def post(self, letter: Letter) -> None:
-        """Post a letter; one that cannot be kept is a gap that the other side notices."""
-        try:
-            self.mailbox.post(self.reply_to, letter)
-        except MailboxFullError:
-            _log.error("mail.full", addressee=self.reply_to, job_id=self.job_id)
+        """Post a letter."""
+        self.mailbox.post(self.reply_to, letter)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -102,7 +100,7 @@ class Correspondence:
     mailbox: Mailbox | None = None  # set once it exists; it calls us
     guests: dict[str, GuestJob] = attrs.field(factory=dict)  # running here for others, by job id
     _idle: trio.Event = attrs.field(factory=trio.Event)
-    _runners: dict[str, str] = attrs.field(factory=dict)  # job of ours -> router that runs it
+    _runners: dict[str, tuple[str, int]] = attrs.field(factory=dict)  # job of ours -> router and attempt that runs it
 
     def on_letter(self, sender: str, letter: Letter) -> None:
         """Obey one letter."""
@@ -116,8 +114,20 @@ class Correspondence:
                 self._post(sender, Cancel(job_id=letter.job_id))
         elif isinstance(letter, Started):
             self._on_started(sender, letter, open_job)
-        elif letter.attempt == open_job.record.attempt:
+        elif self._runners.get(letter.job_id) == (sender, letter.attempt):
             self._on_news(letter, open_job)
+        elif letter.attempt > open_job.record.attempt and isinstance(letter, Happened):
+            self._fail(open_job)  # that it began was among the letters that were lost
+            self._post(sender, Cancel(job_id=letter.job_id))
+
+    def runs_elsewhere(self, job_id: str) -> bool:
+        """Whether another router runs that job of ours."""
+        return job_id in self._runners
+
+    def lose(self, open_job: OpenJob, *, attempt: int) -> bool:
+        """Note that an attempt is over without an answer, and its words count no more; see `OpenJob.lose`."""
+        self._runners.pop(open_job.record.job_id, None)
+        return open_job.lose(attempt=attempt, max_attempts=self.max_attempts)
 
     def settled(self, job_id: str, open_job: OpenJob | None = None) -> None:
         """Forget a guest whose entry is settled. Another one of that id (a later attempt) stays."""
@@ -137,7 +147,7 @@ class Correspondence:
         while True:
             await trio.sleep(WATCH_S)
             acceptors = {guest.guest_answer.reply_to for guest in self.guests.values()}
-            if not acceptors:
+            if not acceptors or not is_settled(queue):
                 continue
             with suppress(StoreError):
                 for gone in acceptors - await queue.live_among(acceptors):
@@ -145,11 +155,12 @@ class Correspondence:
                     self._dismiss_all_of(gone)
 
     def _dismiss_all_of(self, router_id: str) -> None:
+        failure = Failed(ErrorCode.WORKER_LOST, "the router that accepted this job was taken for dead")
         for job_id, guest in list(self.guests.items()):
-            if guest.guest_answer.reply_to == router_id:
+            answer = guest.guest_answer
+            if answer.reply_to == router_id:
+                answer.post(Happened(job_id=job_id, attempt=answer.attempt, events=(failure,)))  # if it wakes up
                 self._dismiss(job_id)
-        if self.mailbox is not None:
-            self.mailbox.forget(router_id)
 
     def _dismiss(self, job_id: str) -> None:
         """Stop a guest: its router does not want the answer any more."""
@@ -162,30 +173,32 @@ class Correspondence:
 
     def on_gap(self, sender: str) -> None:
         """Fail the jobs that run at a router of whose letters some are lost: their text would have a hole."""
-        for job_id, runner in list(self._runners.items()):
+        for job_id, (runner, _) in list(self._runners.items()):
             open_job = self.relay.find(job_id)
             if runner == sender and open_job is not None:
-                open_job.fail(Failed(ErrorCode.WORKER_LOST, "events of this job were lost between two routers"))
-                self._end(open_job, cancel=True)
+                self._fail(open_job)
 
     def _on_started(self, sender: str, letter: Started, open_job: OpenJob) -> None:
         """Take note of a new attempt; one that must not be is cancelled."""
         record = open_job.record
         if letter.attempt <= record.attempt:
             return
-        if open_job.cancel_attempt is not None and not self._lose(open_job, record.attempt):
+        # A session of ours may still run it: we were taken for dead. Two must not write one answer.
+        stop_ours = _nothing if self.runs_elsewhere(letter.job_id) else open_job.cancel_attempt or _nothing
+        if open_job.cancel_attempt is not None and not self.lose(open_job, attempt=record.attempt):
             self._post(sender, Cancel(job_id=letter.job_id))
-            return
-        self._runners[letter.job_id] = sender
-        open_job.start(
-            worker_id=letter.worker_id,
-            attempt=letter.attempt,
-            cancel=lambda: self._post(sender, Cancel(job_id=letter.job_id)),
-        )
+        else:
+            self._runners[letter.job_id] = (sender, letter.attempt)
+            open_job.start(
+                worker_id=letter.worker_id,
+                attempt=letter.attempt,
+                cancel=lambda: self._post(sender, Cancel(job_id=letter.job_id)),
+            )
+        stop_ours()
 
     def _on_news(self, letter: Happened | Lost, open_job: OpenJob) -> None:
         if isinstance(letter, Lost):
-            if not self._lose(open_job, letter.attempt):
+            if not self.lose(open_job, attempt=letter.attempt):
                 self.withdraw(open_job)
             return
         for event in letter.events:
@@ -194,9 +207,10 @@ class Correspondence:
         if open_job.ended:
             self._end(open_job, cancel=False)
 
-    def _lose(self, open_job: OpenJob, attempt: int) -> bool:
-        self._runners.pop(open_job.record.job_id, None)
-        return open_job.lose(attempt=attempt, max_attempts=self.max_attempts)
+    def _fail(self, open_job: OpenJob) -> None:
+        """End a job of ours of whose words some are lost."""
+        open_job.fail(Failed(ErrorCode.WORKER_LOST, "events of this job were lost between two routers"))
+        self._end(open_job, cancel=True)
 
     def _end(self, open_job: OpenJob, *, cancel: bool) -> None:
         self._runners.pop(open_job.record.job_id, None)
@@ -206,12 +220,8 @@ class Correspondence:
         open_job.cancel_attempt = _nothing
 
     def _post(self, router_id: str, letter: Letter) -> None:
-        if self.mailbox is None:
-            return
-        try:
+        if self.mailbox is not None:
             self.mailbox.post(router_id, letter)
-        except MailboxFullError:
-            _log.error("mail.full", addressee=router_id, job_id=letter.job_id)
 
 
 def _nothing() -> None:

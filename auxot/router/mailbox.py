@@ -1,11 +1,12 @@
 """The mail between routers that share a Redis: each reads a stream of its own, `auxot:mail:<router id>`.
 
     post (never blocks) -> one numbered batch an addressee -> XADD, PUBLISH      writer task
-    bell -> XREAD behind the last entry read -> deliver -> XDEL                  reader task
+    bell -> XREAD -> deliver -> XDEL                                             reader task
 
-Letters of one router to another arrive once and in order, or their loss is noticed: a batch whose reply was lost with
-the connection is written again under its number, the reader skips numbers that it has had, and a gap in them (Redis
-has forgotten something) is told to `on_gap`. A stream that nobody reads any more ends with its time to live.
+Letters of one router to another arrive once and in order, or their loss is told: a batch whose reply was lost with the
+connection is written again under its number, the reader skips numbers that it has had, and a gap in them (Redis has
+forgotten something, or too much was waiting) goes to `on_gap`. So that the loss of the last letters is noticed as
+well, a few empty batches follow them. A stream that nobody reads any more ends with its time to live.
 """
 
 from __future__ import annotations
@@ -29,27 +30,50 @@ RETRY_S = 0.2
 MAX_WAITING_LETTERS = 100_000  # to one router, while Redis is away: some 30 s of the fastest answers
 READ_BATCHES = 64
 TIME_TO_LIVE_MS = 10 * 60 * 1000
+FOLLOW_UP_S = 3.0
+FOLLOW_UPS = 3  # together longer than the store takes to come back after a restart of Redis
 
 _log = get_logger()
 
 
-class MailboxFullError(Exception):
-    """Redis has been away for too long; the job whose events cannot be kept is given up by its worker's router."""
-
-
 @attrs.define(eq=False)
 class _Outgoing:
-    """What waits for one router. `batch`: what is being written, kept until Redis has said that it has it."""
+    """What waits for one router.
+
+    `batch` is what is being written, kept until Redis has said that it has it. `n_batches` lives as long as this
+    router: an addressee would take numbers that begin again for batches that it has had.
+    """
 
     letters: list[Letter] = attrs.field(factory=list)
     batch: Batch | None = None
     n_batches: int = 0
+    n_follow_ups: int = 0  # still to come
+    follows_up: bool = False  # one is due
+    is_full: bool = False
+
+    def add(self, letter: Letter) -> bool:
+        """Put a letter behind the others; False if it was dropped, which makes a gap in the numbers."""
+        self.is_full = len(self.letters) >= MAX_WAITING_LETTERS
+        if self.is_full:
+            self.n_batches += 1
+            return False
+        self.letters.append(letter)
+        self.n_follow_ups = FOLLOW_UPS
+        return True
+
+    def follow_up(self) -> None:
+        """Let an empty batch follow if few have."""
+        if self.n_follow_ups:
+            self.n_follow_ups -= 1
+            self.follows_up = True
 
     def next_batch(self, sender: str) -> Batch | None:
-        if self.batch is None and self.letters:
+        """Return what is to be written now; the same one until `batch` is None."""
+        if self.batch is None and (self.letters or self.follows_up):
             self.n_batches += 1
             self.batch = Batch(sender=sender, number=self.n_batches, letters=tuple(self.letters))
             self.letters.clear()
+            self.follows_up = False
         return self.batch
 
 
@@ -60,7 +84,7 @@ class Mailbox:
         store: kept open by the caller.
         router_id: whose mail this is.
         on_letter: called with the sender and each letter, in order; must not block.
-        on_gap: called with the sender when some of its letters are lost.
+        on_gap: called with the sender when some of its letters are lost, before those behind them.
     """
 
     def __init__(
@@ -75,47 +99,48 @@ class Mailbox:
         self._router_id = router_id
         self._on_letter = on_letter
         self._on_gap = on_gap
-        self._outgoing: dict[str, _Outgoing] = {}
+        self._outgoing: dict[str, _Outgoing] = {}  # a few words for each router that was ever written to
         self._written = Bell()
         self._arrived = Bell()
-        self._last_read: bytes | str = "0"
         self._numbers: dict[str, int] = {}  # sender -> number of its last batch
 
     def post(self, router_id: str, letter: Letter) -> None:
-        """Write a letter; it leaves with the next batch.
-
-        Raises:
-            MailboxFullError: too many wait for that router.
-        """
+        """Write a letter; it leaves with the next batch. Where too many wait it is dropped: a gap, for the reader."""
         outgoing = self._outgoing.setdefault(router_id, _Outgoing())
-        if len(outgoing.letters) >= MAX_WAITING_LETTERS:
-            raise MailboxFullError
-        outgoing.letters.append(letter)
+        was_full = outgoing.is_full
+        if not outgoing.add(letter) and not was_full:
+            _log.error("mail.full", addressee=router_id)
         self._written.ring()
-
-    def forget(self, router_id: str) -> None:
-        """Drop what waits for a router that is gone."""
-        self._outgoing.pop(router_id, None)
 
     async def run_writer(self) -> None:
         """Send letters for ever."""
+        follow_up_at = trio.current_time() + FOLLOW_UP_S
         while True:
-            await self._written.wait()
+            with trio.move_on_at(follow_up_at):
+                await self._written.wait()
+            if trio.current_time() >= follow_up_at:
+                follow_up_at = trio.current_time() + FOLLOW_UP_S
+                for outgoing in self._outgoing.values():
+                    outgoing.follow_up()
             while await self._write_batches():
                 pass
 
     async def run_reader(self) -> None:
         """Deliver letters for ever."""
-        await self._store.subscribe(_key(self._router_id), self._arrived)
+        is_subscribed = False
         while True:
-            with trio.move_on_after(POLL_S):
-                await self._arrived.wait()
             try:
+                if not is_subscribed:
+                    await self._store.subscribe(_key(self._router_id), self._arrived)
+                    is_subscribed = True
                 while await self._read_batches():
                     pass
             except StoreError as exc:
                 _log.debug("mail.unreadable", error=str(exc))
                 await trio.sleep(RETRY_S)
+                continue
+            with trio.move_on_after(POLL_S):
+                await self._arrived.wait()
 
     async def _write_batches(self) -> bool:
         """Write one batch to each router that has letters; False if none has."""
@@ -126,9 +151,11 @@ class Mailbox:
         }
         for router_id, batch in batches.items():
             await self._write(router_id, batch)
+            self._outgoing[router_id].batch = None
         return bool(batches)
 
     async def _write(self, router_id: str, batch: Batch) -> None:
+        """Write a batch, as often as it takes."""
         key = _key(router_id)
         commands = (
             ("XADD", key, "*", "batch", encode_batch(batch)),
@@ -143,19 +170,16 @@ class Mailbox:
                 continue
             except StoreError as exc:  # out of memory, read-only: the gap is noticed at the other end
                 _log.error("mail.lost", addressee=router_id, error=str(exc))
-            break
-        if (outgoing := self._outgoing.get(router_id)) is not None:
-            outgoing.batch = None
+            return
 
     async def _read_batches(self) -> bool:
-        """Read and deliver some batches; False if there was none."""
+        """Read and deliver some batches; False if there was none. What was read and not deleted comes again."""
         key = _key(self._router_id)
-        streams = await self._store.execute("XREAD", "COUNT", READ_BATCHES, "STREAMS", key, self._last_read)
+        streams = await self._store.execute("XREAD", "COUNT", READ_BATCHES, "STREAMS", key, 0)
         if not streams:
             return False
         [entries] = streams.values()
-        for entry_id, (_, content) in entries:
-            self._last_read = entry_id
+        for _, (_, content) in entries:
             self._deliver(content)
         await self._store.execute("XDEL", key, *(entry_id for entry_id, _ in entries))
         return True
@@ -169,7 +193,7 @@ class Mailbox:
         last = self._numbers.get(batch.sender, 0)
         if batch.number <= last:
             return
-        if last and batch.number != last + 1:
+        if batch.number != last + 1:
             _log.error("mail.gap", sender=batch.sender, n_missing=batch.number - last - 1)
             self._on_gap(batch.sender)
         self._numbers[batch.sender] = batch.number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,22 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
+from auxot import __version__
 from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.keys import Role
-from auxot.router import auth
-from auxot.router.exchange import RETRY_AFTER_S, Limits, new_request_id, response_headers
+from auxot.router import auth, openapi
+from auxot.router.asgi import REQUEST_ID
+from auxot.router.exchange import RETRY_AFTER_S, Limits
+from auxot.router.forward_table import ROUTES
 from auxot.router.routes import Api
 
 if TYPE_CHECKING:
     from auxot.core.logs import Logger
+    from auxot.core.messages import Capabilities
     from auxot.router.auth import KeyVerifier
-    from auxot.router.dialects.base import Dialect, ModelCard
+    from auxot.router.cors import Cors
+    from auxot.router.dialects.base import Dialect
+    from auxot.router.models import Catalog
     from auxot.router.pool import Pool
 
 PUBLIC_PATH = "auxot.path"  # in the ASGI scope: the path as the client wrote it
@@ -40,7 +47,9 @@ class Parts:
     limits: Limits
     openai: Dialect
     anthropic: Dialect
-    models: tuple[ModelCard, ...]
+    anthropic_count: Dialect
+    catalog: Catalog
+    cors: Cors | None  # None: no web page may call
     quiet: trio.Event
     router_id: str
     log: Logger
@@ -86,19 +95,41 @@ class _Pages:
         """Register every route and the error handlers."""
         routes: list[tuple[str, str, Callable[..., Any]]] = [
             ("GET", "/health", self.health),
+            ("GET", openapi.PATH, self.describe),
             ("GET", "/openai/models", self.openai_models),
             ("GET", "/openai/models/<path:model_id>", self.openai_model),
             ("GET", "/openai/chat/completions", self.stored_completions),
             ("GET", "/openai/chat/completions/<completion_id>", self.stored_completion),
             ("DELETE", "/openai/chat/completions/<completion_id>", self.delete_completion),
             ("GET", "/openai/chat/completions/<completion_id>/messages", self.stored_completion),
+            ("GET", "/openai/responses/<response_id>", self.stored_response),
+            ("DELETE", "/openai/responses/<response_id>", self.stored_response),
+            ("GET", "/openai/responses/<response_id>/input_items", self.stored_response),
+            ("POST", "/openai/responses/<response_id>/cancel", self.stored_response),
             ("GET", "/anthropic/models", self.anthropic_models),
             ("GET", "/anthropic/models/<path:model_id>", self.anthropic_model),
+            ("GET", "/anthropic/messages/batches", self.message_batches),
+            ("POST", "/anthropic/messages/batches", self.message_batches),
+            ("GET", "/anthropic/messages/batches/<batch_id>", self.message_batches),
+            ("DELETE", "/anthropic/messages/batches/<batch_id>", self.message_batches),
+            ("POST", "/anthropic/messages/batches/<batch_id>/cancel", self.message_batches),
+            ("GET", "/anthropic/messages/batches/<batch_id>/results", self.message_batches),
         ]
         for method, path, handler in routes:
             app.add_url_rule(path, f"{method} {path}", handler, methods=[method])
         # POST never comes here, see `app`; the rules make other methods a 405 and name POST in Allow.
-        for path in ("/openai/chat/completions", "/anthropic/messages"):
+        for path in (
+            "/openai/chat/completions",
+            "/openai/completions",
+            "/openai/responses",
+            "/openai/responses/input_tokens",
+            "/openai/chat/completions/input_tokens",
+            "/anthropic/messages",
+            "/anthropic/messages/count_tokens",
+        ):
+            app.add_url_rule(path, f"POST {path}", self.unreachable, methods=["POST"])
+        for route in ROUTES:
+            path = route.path if route.api is Api.NONE else f"/{route.api.value}{route.path}"
             app.add_url_rule(path, f"POST {path}", self.unreachable, methods=["POST"])
         app.register_error_handler(RefusedError, self.on_refused)
         app.register_error_handler(HTTPException, self.on_http_exception)
@@ -118,26 +149,29 @@ class _Pages:
         }
         return _json(orjson.dumps(body), status=503 if is_quiet else 200)
 
+    async def describe(self) -> Response:
+        """Describe the API, for programs."""
+        return _json(_description())
+
     async def openai_models(self) -> Response:
         """List the models in OpenAI's shape."""
         await self._check_openai_key()
-        return _json(self.parts.openai.models(self.parts.models))
+        return _json(self.parts.openai.models(self.parts.catalog.cards(self._announced())))
 
     async def openai_model(self, model_id: str) -> Response:
         """Show one model in OpenAI's shape."""
         await self._check_openai_key()
-        return _json(self.parts.openai.model(self._card(model_id, f'The model "{model_id}" does not exist')))
+        return _json(self.parts.openai.model(self.parts.catalog.card(model_id, self._announced())))
 
     async def anthropic_models(self) -> Response:
         """List the models in Anthropic's shape."""
         await self._check_anthropic_key()
-        return _json(self.parts.anthropic.models(self.parts.models))
+        return _json(self.parts.anthropic.models(self.parts.catalog.cards(self._announced())))
 
     async def anthropic_model(self, model_id: str) -> Response:
         """Show one model in Anthropic's shape."""
         await self._check_anthropic_key()
-        missing = f'The model "{model_id}" does not exist or you do not have access to it.'
-        return _json(self.parts.anthropic.model(self._card(model_id, missing)))
+        return _json(self.parts.anthropic.model(self.parts.catalog.card(model_id, self._announced())))
 
     async def stored_completions(self) -> Response:
         """List no stored completions: none are ever kept."""
@@ -154,16 +188,27 @@ class _Pages:
         await self._check_openai_key()
         raise RefusedError(ErrorCode.INVALID_REQUEST, "Deleting completions is not supported: none are stored.")
 
+    async def stored_response(self, response_id: str) -> Response:
+        """Refuse: none are kept."""
+        await self._check_openai_key()
+        raise RefusedError(
+            ErrorCode.NOT_FOUND,
+            f"Response with id '{response_id[:200]}' not found. Auxot does not store responses.",
+            param="response_id",
+        )
+
+    async def message_batches(self, batch_id: str = "") -> Response:  # noqa: ARG002 -- none exists, whatever its id
+        """Refuse: a batch would have to be stored."""
+        await self._check_anthropic_key()
+        raise RefusedError(ErrorCode.NOT_IMPLEMENTED, "Message batches are not supported: send each message by itself.")
+
     async def unreachable(self) -> Response:
         """Stand for the endpoints that are served in front of this application."""
         raise RefusedError(ErrorCode.INTERNAL, "internal error")
 
     async def on_refused(self, error: RefusedError) -> Response:
         """Answer a refusal in the form of the request's API."""
-        request_id = new_request_id()
-        response = _json(self._dialect().error_body(error, request_id=request_id), status=error.code.status)
-        for name, value in response_headers(request_id):
-            response.headers[name.decode()] = value.decode()
+        response = _json(self._dialect().error_body(error, request_id=_told(REQUEST_ID)), status=error.code.status)
         if error.retry_after_s is not None:
             response.headers["retry-after"] = str(error.retry_after_s)
         return response
@@ -180,11 +225,12 @@ class _Pages:
 
     async def on_fault(self, error: Exception) -> Response:
         """Answer a fault of our own: the wall of one request."""
-        self.parts.log.exception("request.failed", error=type(error).__name__)  # noqa: LOG004 -- quart is handling it
+        log, name = self.parts.log, type(error).__name__
+        log.exception("request.failed", error=name, request_id=_told(REQUEST_ID))  # noqa: LOG004 -- quart is handling it
         return await self.on_refused(RefusedError(ErrorCode.INTERNAL, "internal error"))
 
     def _wording(self, code: ErrorCode) -> str:
-        path = str(request.scope[PUBLIC_PATH])[:200]  # type: ignore[literal-required]  # ours, not in the ASGI scope
+        path = _told(PUBLIC_PATH)[:200]
         if code is ErrorCode.NOT_FOUND:
             return f"there is no endpoint {request.method} {path}"
         if code is ErrorCode.METHOD_NOT_ALLOWED:
@@ -195,11 +241,10 @@ class _Pages:
         is_anthropic = request.path.startswith(f"/{Api.ANTHROPIC.value}/")
         return self.parts.anthropic if is_anthropic else self.parts.openai
 
-    def _card(self, model_id: str, missing: str) -> ModelCard:
-        for card in self.parts.models:
-            if card.id == model_id:
-                return card
-        raise RefusedError(ErrorCode.NOT_FOUND, missing, param="model")
+    def _announced(self) -> list[Capabilities]:
+        """Return what the workers that take jobs say of themselves."""
+        sessions = self.parts.pool.fleet.members()
+        return [session.capabilities for session in sessions if session.n_slots and session.capabilities]
 
     async def _check_openai_key(self) -> None:
         await self._check_key(auth.openai_key(request.scope["headers"]), auth.OPENAI_INVALID_KEY)
@@ -211,6 +256,16 @@ class _Pages:
         if self.parts.quiet.is_set():
             raise RefusedError(ErrorCode.UNAVAILABLE, "the router is shutting down", retry_after_s=RETRY_AFTER_S)
         await self.parts.verifier.verify(key, Role.API, refusal=refusal)
+
+
+@functools.cache
+def _description() -> bytes:
+    return orjson.dumps(openapi.document(__version__))
+
+
+def _told(name: str) -> str:
+    """Return what `app` has told of the request, under a name of ours in the ASGI scope."""
+    return str(request.scope[name])  # type: ignore[literal-required]
 
 
 def _json(body: bytes, *, status: int = 200) -> Response:

@@ -23,6 +23,7 @@ from auxot.core.jobs import Failed, JobRecord
 from auxot.router.attempt import Attempt, Outcome
 from auxot.router.guests import Correspondence, GuestAnswer, GuestJob
 from auxot.router.queue import ClaimedJob, JobQueue, QueuedJob
+from auxot.router.sweeper import is_settled
 
 if TYPE_CHECKING:
     from auxot.core.logs import Logger
@@ -82,6 +83,8 @@ class Pool:
 
     async def settle(self, attempt: Attempt) -> None:
         """Tell the queue how a delivery ended; cancel-safe under the caller's shield."""
+        if attempt.number != attempt.open_job.record.attempt:
+            return  # somebody else runs it by now, and settles it: this router was taken for dead
         lost = attempt.outcome is Outcome.LOST
         runs_again = lost and attempt.open_job.lose(attempt=attempt.number, max_attempts=self.max_attempts)
         self.correspondence.settled(attempt.job_id, attempt.open_job)
@@ -117,6 +120,8 @@ class Pool:
         """Give one claimed job to the best worker; each way out settles the entry or leaves it to a session."""
         is_ours = claimed.reply_to == self.router_id
         open_job = self.relay.find(claimed.job_id) if is_ours else await self._welcome(claimed)
+        if open_job is not None and self._runs_here(open_job):
+            return  # this router was taken for dead: the job is its own again, and the session settles it
         if open_job is None or open_job.ended or not self._may_run(open_job, claimed):
             self.log.info("job.dropped", job_id=claimed.job_id, reason="nobody waits for it")
             self.correspondence.settled(claimed.job_id)
@@ -138,7 +143,12 @@ class Pool:
         """Whether a job may run (again); one that another router ran until it died may have shown its client text."""
         if open_job.cancel_attempt is None:
             return True
-        return open_job.lose(attempt=claimed.attempt - 1, max_attempts=self.max_attempts)
+        return self.correspondence.lose(open_job, attempt=claimed.attempt - 1)
+
+    def _runs_here(self, open_job: OpenJob) -> bool:
+        """Whether a session of this router has a job, and it has not ended."""
+        is_running = open_job.cancel_attempt is not None and not open_job.ended
+        return is_running and not self.correspondence.runs_elsewhere(open_job.record.job_id)
 
     async def _welcome(self, claimed: ClaimedJob) -> GuestJob | None:
         """Return a job of another router as a guest; None if that router is gone, and its client with it."""
@@ -161,6 +171,8 @@ class Pool:
 
     async def _is_live(self, router_id: str) -> bool:
         now = trio.current_time()
+        if not is_settled(self.queue):
+            return True  # it may only not be back yet; if it is dead the job is stopped once that is known
         if self._live.get(router_id, 0.0) < now:
             self._live.clear()  # it stays small, and there are few
             if router_id not in await self.queue.live_among({router_id}):

@@ -27,11 +27,9 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import attrs
-
 from auxot.core.errors import StoreError, StoreLostError
 from auxot.core.logs import get_logger
-from auxot.router.bell import Bell
+from auxot.router.bell import Bell, MarkingBell
 from auxot.router.queue_entries import (
     ClaimedJob,
     ConsumerState,
@@ -51,22 +49,11 @@ RELEASED = "released"  # the pseudo consumer of entries that anybody may claim
 RELEASED_IDLE_MS = 30 * 24 * 3600 * 1000
 CLAIMABLE_IDLE_MS = RELEASED_IDLE_MS // 2  # no job runs that long
 PAGE = 100  # entries looked at in one command, where there can be many
+ALL = 1_000_000  # more than one router can have claimed
 
 __all__ = ["GROUP", "RELEASED", "ClaimedJob", "ConsumerState", "Depth", "JobQueue", "QueuedJob"]
 
 _log = get_logger()
-
-
-@attrs.define
-class _ReleasedBell:
-    """Remembers that released entries may exist, and rings the queue's bell for them."""
-
-    queue_bell: Bell
-    is_rung: bool = True  # at the start nobody knows
-
-    def ring(self) -> None:
-        self.is_rung = True
-        self.queue_bell.ring()
 
 
 class JobQueue:
@@ -104,7 +91,7 @@ class JobQueue:
         self.store = store
         self.bell = Bell()
         self.reconnected = Bell()
-        self._released_bell = _ReleasedBell(self.bell)
+        self._released_bell = MarkingBell(self.bell)  # released entries may exist
         self._key = "auxot:jobs" if name == "jobs" else f"auxot:jobs:{name}"
         self._queued_channel = f"{self._key}:queued"
         self._released_channel = f"{self._key}:released"
@@ -268,7 +255,7 @@ class JobQueue:
         """Remove a consumer from the group. What it has claimed up to this moment is released, not dropped."""
         rows, _ = await self.store.transaction(
             (
-                ("XPENDING", self._key, GROUP, "-", "+", PAGE, consumer),  # DELCONSUMER drops them, so know them
+                ("XPENDING", self._key, GROUP, "-", "+", ALL, consumer),  # DELCONSUMER drops them, so know them
                 ("XGROUP", "DELCONSUMER", self._key, GROUP, consumer),
             )
         )
@@ -300,7 +287,8 @@ class JobQueue:
         await self._ack_again()
         start = b"-"
         while rows := await self._pending_of(self.router_id, start=start):
-            orphans = [row for row in rows if row.entry_id not in self._held]
+            ours = self._held | self._unacked  # an ack may have been interrupted while we were asking
+            orphans = [row for row in rows if row.entry_id not in ours]
             for row in orphans:
                 await self._move_to_released([row], min_idle_ms=row.idle_ms)
             await self._announce_released(len(orphans))
@@ -318,19 +306,32 @@ class JobQueue:
             self._released_bell.is_rung = True  # there may be more than we can take
         if not rows:
             return []
-        entry_ids = [row.entry_id for row in rows]
-        entries = await self.store.execute("XCLAIM", self._key, GROUP, self.router_id, CLAIMABLE_IDLE_MS, *entry_ids)
+        ids = [row.entry_id for row in rows]
+        entries, ours = await self.store.transaction(
+            (
+                ("XCLAIM", self._key, GROUP, self.router_id, CLAIMABLE_IDLE_MS, *ids),
+                # Counted now: since we looked another router may have claimed and released it.
+                ("XPENDING", self._key, GROUP, ids[0], ids[-1], ALL, self.router_id),
+            )
+        )
         won = {entry[0]: entry for entry in entries}  # XCLAIM promises no order
-        return [self._read(won[row.entry_id], row.n_deliveries + 1) for row in rows if row.entry_id in won]
+        rows = [row for row in map(read_pending, ours) if row.entry_id in won]
+        return [self._read(won[row.entry_id], row.n_deliveries) for row in rows]
 
     async def _claim_new(self, count: int) -> list[ClaimedJob | bytes]:
         command = ("XREADGROUP", "GROUP", GROUP, self.router_id, "COUNT", count, "STREAMS", self._key, ">")
-        [streams] = await self._with_group(command)
-        if not streams:
-            return []
-        [entries] = streams.values()
-        # What we hold comes again when the group was lost and made anew; it is ours already.
-        return [self._read(entry, 1) for entry in entries if entry[0] not in self._held]
+        while True:
+            held = self._held.copy()
+            [streams] = await self._with_group(command)
+            if not streams:
+                return []
+            [entries] = streams.values()
+            # What we hold comes again when the group was lost and made anew; it is ours already.
+            fresh = [entry for entry in entries if entry[0] not in held]
+            if len(fresh) < len(entries):
+                self._may_have_orphans = True  # it may have been released meanwhile
+            if fresh:
+                return [self._read(entry, 1) for entry in fresh]
 
     def _read(self, entry: Sequence[Any], attempt: int) -> ClaimedJob | bytes:
         """Return the job of an entry, or the entry's id if it cannot be read."""
@@ -351,9 +352,9 @@ class JobQueue:
         self, rows: Sequence[Pending], *, min_idle_ms: int, options: Sequence[Argument] = ()
     ) -> int:
         """Make entries claimable if they have been idle for that long; return how many. JUSTID: no delivery."""
-        entry_ids = [row.entry_id for row in rows]
+        ids = [row.entry_id for row in rows]
         options = ("IDLE", RELEASED_IDLE_MS, "JUSTID", *options)
-        moved = await self.store.execute("XCLAIM", self._key, GROUP, RELEASED, min_idle_ms, *entry_ids, *options)
+        moved = await self.store.execute("XCLAIM", self._key, GROUP, RELEASED, min_idle_ms, *ids, *options)
         return len(moved)
 
     async def _announce_released(self, n_moved: int) -> None:
@@ -366,20 +367,15 @@ class JobQueue:
         return ("XACK", self._key, GROUP, entry_id), ("XDEL", self._key, entry_id)
 
     async def _with_group(self, *commands: Command) -> list[Any]:
-        """Run commands; if they fail and the group turns out to be missing, make it and run them once more.
-
-        The error's text does not tell: it differs between servers and embedded store.
-        """
+        """Run commands; if they fail, see to the group (no error tells that it is missing) and run them once more."""
         try:
             return await self.store.pipeline(commands)
         except StoreLostError:
             raise
-        except StoreError as exc:
-            error = exc
-        if not await self._create_group():
-            raise error
-        _log.warning("queue.group_lost", key=self._key)
-        return await self.store.pipeline(commands)
+        except StoreError:
+            if await self._create_group():
+                _log.warning("queue.group_lost", stream=self._key)
+        return await self.store.pipeline(commands)  # also if it was there: another router may just have made it
 
     async def _create_group(self) -> bool:
         """Make stream and group, from the first entry on; return False if the group was there."""

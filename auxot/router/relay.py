@@ -24,6 +24,8 @@ import trio
 from auxot.core.errors import ErrorCode
 from auxot.core.jobs import Failed, Finished, JobEvent, JobRecord, PromptProgress
 
+MAX_COUNTED = 1000  # jobs before one in the queue
+
 
 class Answer(Protocol):
     """Where a job's events go: a stream to the client, or a collector. Nothing here blocks."""
@@ -51,6 +53,11 @@ class OpenJob:
     cancel_attempt: Callable[[], None] | None = None  # set while a session runs it
     on_started: Callable[[], None] | None = None  # the request learns that a worker has it
     ended: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether no worker has it, and it has not ended."""
+        return self.cancel_attempt is None and not self.ended
 
     def feed(self, event: JobEvent) -> None:
         """Pass one event on, and note the times; nothing passes after the terminal one."""
@@ -132,6 +139,22 @@ class Relay:
     def find(self, job_id: str) -> OpenJob | None:
         """Return the open job of that id, or None when its client has left."""
         return self._jobs.get(job_id)
+
+    def n_ahead(self, job_id: str) -> int | None:
+        """Return how many jobs are before one in the queue; None if it does not wait.
+
+        Counted are the jobs that this router has accepted, at most MAX_COUNTED of them: good enough for a note, and
+        cheap enough for thousands that wait. Those of other routers on the same Redis are not seen.
+        """
+        asking = self._jobs.get(job_id)
+        if asking is None or not asking.waits:
+            return None
+        n_ahead = 0
+        for open_job in self._jobs.values():  # in the order in which they came
+            if open_job is asking or n_ahead == MAX_COUNTED:
+                break
+            n_ahead += open_job.waits
+        return n_ahead
 
     def fail_all(self, failure: Failed) -> None:
         """End every open job with an error, and let its worker go."""

@@ -32,7 +32,7 @@ from auxot.router import sweeper
 from auxot.router.app import App
 from auxot.router.auth import KeyVerifier
 from auxot.router.cors import Cors
-from auxot.router.dialects.anthropic import ANTHROPIC
+from auxot.router.dialects.anthropic import AnthropicCount, AnthropicMessages
 from auxot.router.dialects.openai_chat import OPENAI_CHAT
 from auxot.router.exchange import Limits
 from auxot.router.fleet import Fleet
@@ -241,7 +241,8 @@ def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: F
         verifier=verifier,
         limits=limits,
         openai=OPENAI_CHAT,
-        anthropic=ANTHROPIC,
+        anthropic=AnthropicMessages(keep_billing_header=config.keep_billing_header),
+        anthropic_count=AnthropicCount(keep_billing_header=config.keep_billing_header),
         catalog=catalog,
         cors=Cors(frozenset(config.cors_origins)) if config.cors_origins else None,
         quiet=phases.quiet,

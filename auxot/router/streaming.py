@@ -9,44 +9,92 @@ A client that reads too slowly to keep its buffer under MAX_WAITING_BYTES is dro
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import attrs
 import trio
 
-from auxot.core.jobs import Failed, Finished, JobEvent, Transcript
+from auxot.core.errors import ErrorCode
+from auxot.core.jobs import Failed, Finished, JobEvent, Payload, PromptProgress, Transcript
+from auxot.router.asgi import Send
 from auxot.router.bell import Bell
 from auxot.router.connection import Connection, Outlet, OutletFullError
 from auxot.router.dialects.base import StreamEncoder
+from auxot.router.headers import Headers
+from auxot.router.relay import Answer
 
-KEEP_ALIVE_S = 15.0  # load balancers cut connections that are silent for 60 to 100 s
 MAX_WAITING_BYTES = 1024 * 1024  # of one client: some 5,000 tokens as chunks
+MAX_PAYLOAD_BYTES = 256 * 1024 * 1024  # of one collected answer: 2,000 embeddings of 4,096 numbers as text
 
-Send = Callable[[Any], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
+MakeHeaders = Callable[[], Headers]  # of the answer's head: made when it is sent, for they tell of the job
 
 _SSE_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx: do not buffer
 ]
+_LAST_BODY = {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+class ClientAnswer(Answer, Protocol):
+    """An answer that writes itself to an HTTP client."""
+
+    async def send_begin(self, send: Send, headers: MakeHeaders) -> Failed | None:
+        """Send the answer, all but what ends the response; None if the client was given up.
+
+        Returns:
+            None, or the failure that ended the job before anything was sent: then nothing has been sent.
+        """
+
+    async def send_end(self, send: Send, headers: MakeHeaders) -> None:
+        """Send the rest, once `send_begin` has returned None; nothing of the request listens to the client then."""
+
+
+@attrs.frozen
+class WholeAnswer:
+    """A blocking answer as it is sent."""
+
+    body: bytes = attrs.field(repr=False)
+    status: int = 200
+    content_type: str = "application/json"
 
 
 class StreamingAnswer:
-    """One streamed answer. `connection`: the client's, if its chunks can be written directly, else None."""
+    """One streamed answer.
 
-    def __init__(self, make_encoder: Callable[[], StreamEncoder], connection: Connection | None) -> None:
+    A silence is broken by a keep-alive, counted from the moment of queueing on: load balancers cut connections that
+    are silent for 60 to 100 s. It says how far the job is: `queued, 3 ahead`, `prompt 40%`.
+    """
+
+    def __init__(
+        self,
+        make_encoder: Callable[[], StreamEncoder],
+        connection: Connection | None,
+        *,
+        keep_alive_s: float,
+        n_ahead: Callable[[], int | None],
+    ) -> None:
+        """Prepare; sends nothing.
+
+        Args:
+            make_encoder: makes the encoder of the answer, and another if the job has to begin again.
+            connection: the client's, if its chunks can be written directly, else None.
+            keep_alive_s: the longest silence, in seconds.
+            n_ahead: tells how many jobs are before this one in the queue; None when it has left it.
+        """
+        self._keep_alive_s = keep_alive_s
+        self._n_ahead = n_ahead
+        self._progress: PromptProgress | None = None
+        self._written_at = trio.current_time()
         self._make_encoder = make_encoder
         self._encoder = make_encoder()
         self._connection = connection
         self._waiting: list[bytes] = []  # events not yet written
-        self._n_waiting_bytes = 0
         self._head_sent = False
         self._ended = False
         self._failure: Failed | None = None
         self._outlet: Outlet | None = None  # set once chunks go directly
-        self._n_flushed = 0
         self._bell = Bell()
         self._too_slow = trio.CancelScope()
 
@@ -55,6 +103,8 @@ class StreamingAnswer:
         if isinstance(event, Failed) and not self._head_sent and not self._encoder.begun:
             self._failure = event
             return
+        if isinstance(event, PromptProgress):
+            self._progress = event
         written = self._encoder.feed(event)
         if written:
             self._waiting.append(written)
@@ -67,10 +117,11 @@ class StreamingAnswer:
             self._count_waiting()
             self._bell.ring()
             return
-        if self._waiting:
-            chunk = _chunk(b"".join(self._waiting))
-            self._waiting.clear()
-            self._n_flushed += 1
+        events = b"".join(self._waiting)
+        self._waiting.clear()
+        if events:  # an empty chunk would end the response
+            chunk = _chunk(events)
+            self._written_at = trio.current_time()
             try:
                 self._outlet.write(chunk)
             except OutletFullError:
@@ -84,14 +135,11 @@ class StreamingAnswer:
         if self._encoder.begun:
             return False
         self._encoder = self._make_encoder()
+        self._progress = None
         return True
 
-    async def run(self, send: Send, headers: Headers) -> Failed | None:
-        """Send the answer, all but the last (empty) body message.
-
-        Returns:
-            None, or the failure that ended the job before anything was sent: then nothing has been sent.
-        """
+    async def send_begin(self, send: Send, headers: MakeHeaders) -> Failed | None:
+        """Send the answer, all but the last (empty) body message; see `ClientAnswer`."""
         with self._too_slow:
             await self._wait_for_first()
             if self._failure is not None:
@@ -103,17 +151,22 @@ class StreamingAnswer:
                 await self._send_rest(send)
         return None
 
-    async def _wait_for_first(self) -> None:
-        while not self._waiting and self._failure is None:
-            with trio.move_on_after(KEEP_ALIVE_S) as silence:
-                await self._bell.wait()
-            if silence.cancelled_caught:
-                self._waiting.append(self._encoder.keep_alive())
+    async def send_end(self, send: Send, headers: MakeHeaders) -> None:  # noqa: ARG002 -- they are sent
+        """End the response."""
+        await send(_LAST_BODY)
 
-    async def _send_first(self, send: Send, headers: Headers) -> None:
+    async def _wait_for_first(self) -> None:
+        with trio.move_on_after(self._keep_alive_s):
+            while not self._waiting and self._failure is None:
+                await self._bell.wait()
+        if not self._waiting and self._failure is None:
+            self._waiting.append(self._keep_alive())
+
+    async def _send_first(self, send: Send, headers: MakeHeaders) -> None:
         """Send status, headers and the first events, in one packet where we write the socket ourselves."""
         self._head_sent = True
-        start = {"type": "http.response.start", "status": 200, "headers": [*_SSE_HEADERS, *headers]}
+        self._written_at = trio.current_time()
+        start = {"type": "http.response.start", "status": 200, "headers": [*_SSE_HEADERS, *headers()]}
         if self._connection is None:
             await send(start)
             await send(_body(self._take()))
@@ -127,12 +180,15 @@ class StreamingAnswer:
 
     async def _drain(self, outlet: Outlet) -> None:
         while True:
-            n_flushed = self._n_flushed
-            with trio.move_on_after(KEEP_ALIVE_S):
+            silent_at = self._written_at + self._keep_alive_s
+            with trio.move_on_at(silent_at):
                 await outlet.drain()
                 return
-            if n_flushed == self._n_flushed:
-                self._waiting.append(self._encoder.keep_alive())
+            if self._ended:
+                self._written_at = trio.current_time()  # nothing follows the end: wait for the client to read it
+            elif self._written_at + self._keep_alive_s <= trio.current_time():
+                self._written_at = trio.current_time()
+                self._waiting.append(self._keep_alive())
                 self.flush()
 
     async def _send_rest(self, send: Send) -> None:
@@ -140,20 +196,32 @@ class StreamingAnswer:
             if self._waiting:
                 await send(_body(self._take()))
                 continue
-            with trio.move_on_after(KEEP_ALIVE_S) as silence:
-                await self._bell.wait()
-            if silence.cancelled_caught and not self._waiting:
-                self._waiting.append(self._encoder.keep_alive())
+            with trio.move_on_after(self._keep_alive_s):
+                while not self._waiting and not self._ended:
+                    await self._bell.wait()
+            if not self._waiting and not self._ended:
+                self._waiting.append(self._keep_alive())
+
+    def _keep_alive(self) -> bytes:
+        return self._encoder.keep_alive(self._note())
+
+    def _note(self) -> str:
+        """Say how far the job is; nothing once the model writes."""
+        n_ahead = self._n_ahead()
+        if n_ahead is not None:
+            return f"queued, {n_ahead} ahead"
+        progress = self._progress
+        if progress is None or not progress.total or self._encoder.begun:
+            return ""
+        return f"prompt {100 * min(progress.processed, progress.total) // progress.total}%"
 
     def _take(self) -> bytes:
         taken = b"".join(self._waiting)
         self._waiting.clear()
-        self._n_waiting_bytes = 0
         return taken
 
     def _count_waiting(self) -> None:
-        self._n_waiting_bytes = sum(map(len, self._waiting))
-        if self._n_waiting_bytes > MAX_WAITING_BYTES:
+        if sum(map(len, self._waiting[:-1])) >= MAX_WAITING_BYTES:  # the last may be large: see `Outlet.write`
             self._drop()
 
     def _drop(self) -> None:
@@ -166,13 +234,23 @@ class StreamingAnswer:
 
 @attrs.define(eq=False)
 class CollectedAnswer:
-    """One blocking answer: nothing is seen before the end, so it can begin again as often as it must."""
+    """One blocking answer: nothing is seen before the end, so it can begin again as often as it must.
 
+    Attributes:
+        write: makes the response of an answer that did not fail.
+        connection: the client's, if head and body can be held back to leave in one packet, else None.
+    """
+
+    write: Callable[[Transcript], WholeAnswer]
+    connection: Connection | None
     _transcript: Transcript = attrs.field(factory=Transcript)
+    _n_payload_bytes: int = 0
     _bell: Bell = attrs.field(factory=Bell)
 
     def feed(self, event: JobEvent) -> None:
         """Take one event; see `relay.Answer`."""
+        if isinstance(event, Payload) and not self._has_room(len(event.body)):
+            return
         self._transcript.add(event)
 
     def flush(self) -> None:
@@ -183,13 +261,32 @@ class CollectedAnswer:
     def restart(self) -> bool:
         """Begin again."""
         self._transcript = Transcript()
+        self._n_payload_bytes = 0
         return True
 
-    async def wait(self) -> Transcript:
-        """Return the whole answer when it has ended."""
+    async def send_begin(self, send: Send, headers: MakeHeaders) -> Failed | None:  # noqa: ARG002 -- comes at the end
+        """Wait for the whole answer; see `ClientAnswer`."""
         while not (self._transcript.finished or self._transcript.failed):
             await self._bell.wait()
-        return self._transcript
+        return self._transcript.failed
+
+    async def send_end(self, send: Send, headers: MakeHeaders) -> None:
+        """Send the response."""
+        if self.connection is not None:
+            self.connection.hold()  # head and body in one packet
+        await _send_whole(send, self.write(self._transcript), headers())
+        if self.connection is not None:
+            await self.connection.release()
+
+    def _has_room(self, n_bytes: int) -> bool:
+        """Count a piece of payload; an answer beyond the bound fails here, and its job is cancelled."""
+        self._n_payload_bytes += n_bytes
+        if self._n_payload_bytes <= MAX_PAYLOAD_BYTES:
+            return True
+        self._transcript = Transcript(
+            failed=Failed(ErrorCode.WORKER_FAILED, f"the answer is larger than {MAX_PAYLOAD_BYTES} bytes")
+        )
+        return False
 
 
 def _chunk(events: bytes) -> bytes:
@@ -199,3 +296,18 @@ def _chunk(events: bytes) -> bytes:
 
 def _body(events: bytes) -> dict[str, Any]:
     return {"type": "http.response.body", "body": events, "more_body": True}
+
+
+async def _send_whole(send: Send, answer: WholeAnswer, headers: Headers) -> None:
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [
+                (b"content-type", answer.content_type.encode("latin-1", "replace")),
+                (b"content-length", b"%d" % len(answer.body)),
+                *headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})

@@ -86,7 +86,7 @@ async def run(queue: JobQueue, *, interval_s: float) -> None:
     """Sweep every `interval_s` until cancelled. An error of the store is logged and the next sweep tries again."""
     while True:
         await trio.sleep(interval_s)
-        if not _is_settled(queue):
+        if not is_settled(queue):
             continue
         try:
             await run_once(queue)
@@ -126,6 +126,7 @@ async def _act(queue: JobQueue, action: Action) -> None:
             await queue.announce_released()
 
 
-def _is_settled(queue: JobQueue) -> bool:
+def is_settled(queue: JobQueue) -> bool:
+    """Whether a missing heartbeat means that a router is dead."""
     connected_at = queue.store.connected_at
     return connected_at is not None and trio.current_time() - connected_at >= SETTLE_S

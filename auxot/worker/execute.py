@@ -1,5 +1,7 @@
 """One job from beginning to end: ask llama-server, send what it answers, say how it ended.
 
+    CHAT, COMPLETION  client.generate          COUNT    client.count_tokens          FORWARD  forward.forward_request
+
 A job never ends in silence, except when it was cancelled (the router asked for that) or the link is gone (the router
 has seen that): its own time limit, the death of llama-server and a fault in this program all become an `error`.
 """
@@ -10,13 +12,14 @@ import attrs
 import trio
 
 from auxot.core.errors import ErrorCode, LinkError
-from auxot.core.jobs import Failed, Finished, Job, JobEvent
+from auxot.core.jobs import Failed, Finished, Job, JobEvent, Kind
 from auxot.core.link import Link
 from auxot.core.logs import Logger
 from auxot.core.messages import FEATURE_DELTAS
-from auxot.worker.llama.client import stream_chat
+from auxot.worker.llama.client import count_tokens, generate
+from auxot.worker.llama.forward import forward_request
 from auxot.worker.llama.http import LlamaHttp
-from auxot.worker.llama.request import chat_request
+from auxot.worker.llama.request import chat_request, completion_request
 from auxot.worker.reply import Reply, error_message
 from auxot.worker.seats import Seat, Seats
 
@@ -41,7 +44,7 @@ class Workplace:
 async def run_job(job: Job, *, seat: Seat, link: Link, workplace: Workplace, log: Logger) -> None:
     """Run a job in its seat, and leave the seat. Raises nothing but Cancelled."""
     log = log.bind(job_id=job.job_id, attempt=job.attempt)
-    log.info("job.started", n_messages=len(job.messages), n_tools=len(job.tools))
+    log.info("job.started", kind=job.kind.value, n_messages=len(job.messages), n_tools=len(job.tools))
     run = _Run(job=job, seat=seat, link=link, workplace=workplace)
     try:
         with seat.scope:
@@ -93,9 +96,14 @@ class _Run:
 
     async def stream(self) -> None:
         """Ask llama-server and send its answer as it comes."""
-        place = self.workplace
-        request = chat_request(self.job)
-        await stream_chat(place.http, request, deliver=self._deliver, slot_ctx_tokens=place.slot_ctx_tokens)
+        job, place = self.job, self.workplace
+        if job.forward is not None:
+            await forward_request(place.http, job.forward, deliver=self._deliver)
+        elif job.kind is Kind.COUNT:
+            await count_tokens(place.http, chat_request(job), deliver=self._deliver)
+        else:
+            request = chat_request(job) if job.kind is Kind.CHAT else completion_request(job)
+            await generate(place.http, request, deliver=self._deliver, slot_ctx_tokens=place.slot_ctx_tokens)
 
     async def fail(self, code: ErrorCode, message: str) -> None:
         """End the job with a failure, unless its end has been told already."""

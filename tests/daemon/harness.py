@@ -27,6 +27,7 @@ API_KEY = generate_key(Role.API)
 ADMIN_HASH = hash_key(GPU_KEY, CHEAP)
 API_HASH = hash_key(API_KEY, CHEAP)
 TEST_TIMEOUT_S = 30
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # what our own worker takes; trio-websocket's default is 1 MiB
 
 
 def router_config(**changes: Any) -> RouterConfig:
@@ -124,7 +125,8 @@ class ScriptedWorker:
 @asynccontextmanager
 async def open_socket(running: RunningRouter) -> AsyncIterator[trio_websocket.WebSocketConnection]:
     """Open a WebSocket to the router. trio-websocket 0.12 leaves the stream open when the peer closes first."""
-    async with trio_websocket.open_websocket_url(running.worker_url) as socket:
+    url, limit = running.worker_url, MAX_MESSAGE_BYTES
+    async with trio_websocket.open_websocket_url(url, max_message_size=limit) as socket:
         try:
             yield socket
         finally:

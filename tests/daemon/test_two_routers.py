@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from auxot.router.queue import QueuedJob
 from tests.daemon.harness import RunningRouter, chat_body, running_router, scripted_worker, sse_events, until
 from tests.daemon.test_jobs import abort, answer, ask, text_of
 from tests.store.harness import RedisServer, redis_server
@@ -137,14 +138,17 @@ async def test_a_lost_worker_of_the_other_router_ends_a_stream_that_has_begun_wi
 async def test_a_guest_whose_router_is_gone_is_stopped(redis):
     """A worker would run jobs of a dead router to their end."""
     async with running_router(redis_url=redis.url) as back, scripted_worker(back) as worker:
-        async with running_router(redis_url=redis.url, shutdown_grace_s=0.1) as front, front.client() as client:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(lambda: ask(client, stream=True))
-                job = await worker.next_job()
-                front.phases.quiet.set()
-                while (message := await worker.receive())["type"] != "cancel":
-                    pass
-                assert message["job_id"] == job["job_id"]
+        async with (
+            running_router(redis_url=redis.url, shutdown_grace_s=0.1) as front,
+            front.client() as client,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(lambda: ask(client, stream=True))
+            job = await worker.next_job()
+            front.phases.quiet.set()
+            while (message := await worker.receive())["type"] != "cancel":
+                pass
+            assert message["job_id"] == job["job_id"]
         await until(lambda: queue_is_empty(back))
         assert (await back.health())["active_jobs"] == 0
 
@@ -153,8 +157,6 @@ async def test_a_job_of_a_router_that_is_gone_is_dropped(redis):
     """Workers would be busy with answers that nobody waits for."""
     async with running_router(redis_url=redis.url) as back:
         pool = back.router.pool
-        from auxot.router.queue import QueuedJob
-
         await pool.queue.enqueue(QueuedJob(job_id="j", data=b"{}", reply_to="dead", meta=b"{}"))
         async with scripted_worker(back):
             await until(lambda: queue_is_empty(back))

@@ -52,6 +52,7 @@ def test_router_defaults_are_those_of_the_original(tmp_path):
         "api_key_hash": HASH,
         "tools_key_hash": None,
         "model": "Qwen3-Coder-30B-A3B",
+        "model_aliases": (),
         "quantization": "",
         "ctx_size": 131072,
         "max_parallel": 2,
@@ -63,8 +64,11 @@ def test_router_defaults_are_those_of_the_original(tmp_path):
         "sweep_interval_s": 15.0,
         "job_timeout_s": 300.0,
         "queue_timeout_s": 300.0,
+        "keep_alive_interval_s": 15.0,
         "max_attempts": 3,
         "max_body_bytes": 33554432,
+        "cors_origins": (),
+        "keep_billing_header": False,
         "shutdown_grace_s": 30.0,
         "auth_cache_ttl_s": 300.0,
         "log_level": Level.INFO,
@@ -244,6 +248,36 @@ def test_times_that_contradict_each_other_are_an_error(tmp_path, model):
     environ = WORKER_ENV | {"AUXOT_MODEL_FILE": str(model), "AUXOT_RECONNECT_MAX_DELAY": "1s"}
     line = fails(load_worker_config, [], environ, tmp_path)
     assert line == "AUXOT_RECONNECT_MAX_DELAY must not be shorter than AUXOT_RECONNECT_DELAY"
+
+
+def test_aliases_are_names_of_the_routers_own_model(tmp_path):
+    """A request for an alias of a model that nobody serves would be answered by another model."""
+    config = router(tmp_path, AUXOT_MODEL="m", AUXOT_MODEL_ALIASES="gpt-4o=m, claude-* , big = m")
+    assert config.model_aliases == (("gpt-4o", "m"), ("claude-*", ""), ("big", "m"))
+    refused = fails(router, tmp_path, AUXOT_MODEL="m", AUXOT_MODEL_ALIASES="gpt-4o=other")
+    assert refused == "AUXOT_MODEL_ALIASES: gpt-4o=other: the model of this router is 'm'"
+    for broken in ("=m", "gpt-4o=", "a,=", "a\tb"):
+        assert "expected names or patterns" in fails(router, tmp_path, AUXOT_MODEL="m", AUXOT_MODEL_ALIASES=broken)
+
+
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        ("*", ("*",)),
+        ("https://App.example.com, http://localhost:3000", ("https://app.example.com", "http://localhost:3000")),
+        ("http://[::1]:8080,app://obsidian.md", ("http://[::1]:8080", "app://obsidian.md")),
+        ("example.com", None),
+        ("https://example.com/", None),
+        ("https://*.example.com", None),
+        ("null", None),
+    ],
+)
+def test_origins_are_as_browsers_send_them(tmp_path, given, origins):
+    """An origin that can never match would be taken for a setting that works."""
+    if origins is None:
+        assert "expected origins" in fails(router, tmp_path, AUXOT_CORS_ORIGINS=given)
+    else:
+        assert router(tmp_path, AUXOT_CORS_ORIGINS=given).cors_origins == origins
 
 
 def test_cli_workers_have_their_own_defaults(tmp_path):

@@ -1,6 +1,7 @@
-"""Anthropic messages, `POST .../v1/messages`: the dialect, and its blocking answer.
+"""Anthropic's messages, `POST .../v1/messages` and `POST .../v1/messages/count_tokens`: the two dialects.
 
-Reading a request is `anthropic_request`'s, the stream is `anthropic_stream`'s.
+Reading a request is `anthropic_request`'s, the stream is `anthropic_stream`'s; what becomes of each field stands in
+`anthropic_fields`.
 
 Source: https://docs.claude.com/en/api/messages
 """
@@ -10,39 +11,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
+
 from auxot.core.errors import RefusedError
 from auxot.core.jobs import ChoiceTranscript, Failed, Transcript, Usage
 from auxot.router.dialects import anthropic_objects as objects
-from auxot.router.dialects.anthropic_request import parse_messages
+from auxot.router.dialects.anthropic_objects import AnthropicRequest, Thoughts
+from auxot.router.dialects.anthropic_request import parse_count, parse_messages
 from auxot.router.dialects.anthropic_stream import AnthropicEncoder
 from auxot.router.dialects.base import ChatRequest, ModelCard, finishes_of, json_bytes
 
 
-class AnthropicMessages:
-    """The dialect; see `Dialect`."""
+@attrs.frozen(kw_only=True)
+class _Anthropic:
+    """What the two have in common.
 
-    name = "anthropic.messages"
+    Attributes:
+        keep_billing_header: leave the line at the head of the system prompt in its place that Claude Code changes every
+            turn, and with which no prompt begins like the one before it.
+    """
 
-    def parse(self, body: bytes, *, job_id: str, now: float) -> ChatRequest:
-        """Read and check a request."""
-        return parse_messages(body, job_id=job_id, now=now)
+    keep_billing_header: bool = False
 
     def encoder(self, request: ChatRequest) -> AnthropicEncoder:
         """Return the encoder of one streaming answer."""
+        assert isinstance(request, AnthropicRequest)
         return AnthropicEncoder(request)
-
-    def response(self, request: ChatRequest, transcript: Transcript) -> bytes:
-        """Return the JSON body of a blocking answer."""
-        finished = transcript.finished
-        finish = finishes_of(finished, 1)[0]
-        return json_bytes(
-            {
-                **objects.message_object(request, finished.usage if finished else Usage()),
-                "content": _content(request, transcript.choice(0)),
-                "stop_reason": objects.STOP_REASONS[finish.reason],
-                "stop_sequence": finish.stop_sequence,
-            }
-        )
 
     def refusal(self, failed: Failed) -> RefusedError:
         """Return a job's failure as the error of this dialect."""
@@ -61,12 +55,52 @@ class AnthropicMessages:
         return objects.model_body(card)
 
 
-def _content(request: ChatRequest, choice: ChoiceTranscript) -> list[dict[str, Any]]:
+class AnthropicMessages(_Anthropic):
+    """The dialect of messages; see `Dialect`."""
+
+    name = "anthropic.messages"
+
+    def parse(self, body: bytes, *, job_id: str, now: float) -> AnthropicRequest:
+        """Read and check a request."""
+        return parse_messages(body, job_id=job_id, now=now, keep_billing_header=self.keep_billing_header)
+
+    def response(self, request: ChatRequest, transcript: Transcript) -> bytes:
+        """Return the JSON body of a blocking answer."""
+        assert isinstance(request, AnthropicRequest)
+        finished = transcript.finished
+        finish = finishes_of(finished, 1)[0]
+        return json_bytes(
+            {
+                **objects.message_object(request, finished.usage if finished else Usage()),
+                "content": _content(request, transcript.choice(0)),
+                "stop_reason": objects.STOP_REASONS[finish.reason],
+                "stop_sequence": finish.stop_sequence,
+            }
+        )
+
+
+class AnthropicCount(_Anthropic):
+    """The dialect of counting a prompt's tokens: the same request, and a number for an answer."""
+
+    name = "anthropic.count_tokens"
+
+    def parse(self, body: bytes, *, job_id: str, now: float) -> AnthropicRequest:
+        """Read and check a request; it never streams."""
+        return parse_count(body, job_id=job_id, now=now, keep_billing_header=self.keep_billing_header)
+
+    def response(self, request: ChatRequest, transcript: Transcript) -> bytes:  # noqa: ARG002 -- the dialect's form
+        """Return the JSON body of the answer."""
+        usage = transcript.finished.usage if transcript.finished else Usage()
+        return json_bytes({"input_tokens": usage.prompt_tokens})
+
+
+def _content(request: AnthropicRequest, choice: ChoiceTranscript) -> list[dict[str, Any]]:
     """Return the blocks of an answer: thinking, text, then the calls. What was not written has no block."""
     thinking, text = "".join(choice.reasoning), "".join(choice.text)
     blocks: list[dict[str, Any]] = []
-    if thinking:
-        blocks.append({"type": "thinking", "thinking": thinking, "signature": objects.signature(thinking)})
+    if thinking and request.thoughts is not Thoughts.HIDDEN:
+        shown = thinking if request.thoughts is Thoughts.SHOWN else ""
+        blocks.append({"type": "thinking", "thinking": shown, "signature": objects.signature(thinking)})
     if text:
         blocks.append({"type": "text", "text": text})
     for index, call in sorted(choice.tool_calls.items()):
@@ -77,3 +111,4 @@ def _content(request: ChatRequest, choice: ChoiceTranscript) -> list[dict[str, A
 
 
 ANTHROPIC = AnthropicMessages()
+ANTHROPIC_COUNT = AnthropicCount()

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import enum
 import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import orjson
 
 from auxot.core.errors import ErrorCode, RefusedError
@@ -35,6 +37,7 @@ _ERROR_TYPES = {
     ErrorCode.METHOD_NOT_ALLOWED: "invalid_request_error",
     ErrorCode.UNAUTHENTICATED: "authentication_error",
     ErrorCode.NOT_FOUND: "not_found_error",
+    ErrorCode.MODEL_NOT_FOUND: "not_found_error",
     ErrorCode.REQUEST_TIMEOUT: "timeout_error",
     ErrorCode.TIMEOUT: "timeout_error",
     ErrorCode.TOO_LARGE: "request_too_large",
@@ -44,17 +47,31 @@ _ERROR_TYPES = {
 }
 
 
-def error_object(error: RefusedError) -> dict[str, Any]:
-    """Return the body of an error, and the data of an `error` event, without the request's id."""
-    return {
-        "type": "error",
-        "error": {"type": _ERROR_TYPES.get(error.code, "api_error"), "message": error.message},
-    }
+class Thoughts(enum.Enum):
+    """How much of the model's thoughts the client gets to see."""
+
+    SHOWN = enum.auto()
+    SIGNED = enum.auto()  # thinking blocks without thoughts, with their signatures
+    HIDDEN = enum.auto()  # it has not asked for any: some models think all the same
+
+
+@attrs.frozen(kw_only=True)
+class AnthropicRequest(ChatRequest):
+    """A request of this dialect."""
+
+    thoughts: Thoughts = Thoughts.HIDDEN
+
+
+def error_object(error: RefusedError, *, request_id: str) -> dict[str, Any]:
+    """Return the body of an error, and the data of an `error` event; an id that is not known is left out."""
+    kind = _ERROR_TYPES.get(error.code, "api_error")
+    known_id = {"request_id": request_id} if request_id else {}
+    return {"type": "error", "error": {"type": kind, "message": error.message}, **known_id}
 
 
 def error_body(error: RefusedError, *, request_id: str) -> bytes:
     """Return the JSON body of an error."""
-    return json_bytes({**error_object(error), "request_id": request_id})
+    return json_bytes(error_object(error, request_id=request_id))
 
 
 def refusal(failed: Failed) -> RefusedError:

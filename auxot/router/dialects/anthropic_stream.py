@@ -39,6 +39,8 @@ from auxot.core.jobs import (
 )
 from auxot.router.dialects.anthropic_objects import (
     STOP_REASONS,
+    AnthropicRequest,
+    Thoughts,
     error_object,
     message_object,
     refusal,
@@ -46,7 +48,7 @@ from auxot.router.dialects.anthropic_objects import (
     tool_use_id,
     usage_object,
 )
-from auxot.router.dialects.base import ChatRequest, finishes_of, json_bytes
+from auxot.router.dialects.base import finishes_of, json_bytes
 
 PING = sse.encode_event(b'{"type":"ping"}', b"ping")
 MAX_HELD_DELTAS = 65_536  # a few MiB; then the open call is closed as it is
@@ -105,7 +107,7 @@ class _Block:
 class AnthropicEncoder:
     """The encoder of one answer; see `StreamEncoder`."""
 
-    def __init__(self, request: ChatRequest) -> None:
+    def __init__(self, request: AnthropicRequest) -> None:
         self._request = request
         self._prompt = Usage()
         self._block: _Block | None = None
@@ -149,14 +151,18 @@ class AnthropicEncoder:
 
     def _take(self, delta: Delta) -> bytes:
         """Write a delta, or hold it back while it is not its block's turn."""
-        is_empty = isinstance(delta, TextDelta | ReasoningDelta) and not delta.text
-        if delta.choice or is_empty:  # this API knows one choice only
+        if delta.choice or not self._is_seen(delta):  # this API knows one choice only
             return b""
         if self._may_write(delta):
             written = self._write(delta)
             return written + self._release() if self._held else written
         self._held.append(delta)
         return self._flush() if len(self._held) >= MAX_HELD_DELTAS else b""
+
+    def _is_seen(self, delta: Delta) -> bool:
+        if isinstance(delta, ReasoningDelta) and self._request.thoughts is Thoughts.HIDDEN:
+            return False
+        return isinstance(delta, ToolCallDelta) or bool(delta.text)
 
     def _may_write(self, delta: Delta) -> bool:
         """Whether it is a delta's turn: it continues the open block, or nothing is in its way."""
@@ -196,6 +202,8 @@ class AnthropicEncoder:
             return opening
         if self._block.kind is not _Kind.TEXT:
             self._block.pieces.append(piece)
+        if self._block.kind is _Kind.THINKING and self._request.thoughts is not Thoughts.SHOWN:
+            return opening
         return opening + self._block.head + json_bytes(piece) + _DELTA_TAIL
 
     def _begin(self) -> bytes:
@@ -239,7 +247,8 @@ class AnthropicEncoder:
         self._begun = self._ended = True
         self._block = None
         self._held.clear()
-        return sse.encode_event(json_bytes(error_object(refusal(event))), b"error")
+        error = error_object(refusal(event), request_id=self._request.request_id)
+        return sse.encode_event(json_bytes(error), b"error")
 
 
 def message_delta(finish: Finish, usage: Usage) -> bytes:

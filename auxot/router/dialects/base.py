@@ -42,6 +42,7 @@ class ChatRequest:
         answer_id: the id of the whole answer, in the dialect's form.
         created: when the request came, Unix seconds; one value for the whole answer.
         include_usage: OpenAI only: end the stream with a chunk of token counts.
+        request_id: the id of the HTTP request; empty where the caller of `parse` has not set it.
     """
 
     job: Job
@@ -50,6 +51,7 @@ class ChatRequest:
     answer_id: str
     created: int
     include_usage: bool = False
+    request_id: str = ""
 
 
 @attrs.frozen(kw_only=True)

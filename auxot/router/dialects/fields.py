@@ -21,6 +21,7 @@ from auxot.core.errors import ErrorCode, RefusedError
 # The JSON encoder gives up at 254 levels, the job around a value has a few of its own, and no honest schema is deep.
 MAX_DEPTH = 100
 _MARGIN = 254 - MAX_DEPTH
+_BEYOND_INT64 = 2**63  # the JSON encoder would give up, and no reader has a place for it
 
 
 def parse_object(body: bytes, *, invalid: str) -> dict[str, Any]:
@@ -118,6 +119,8 @@ class Fields:
         if type(value) not in (int, float) or value != int(value):
             raise self.refused(name, "must be an integer")
         self._check_range(name, value, (low, high))
+        if not -_BEYOND_INT64 <= value < _BEYOND_INT64:
+            raise self.refused(name, "is too large")
         return int(value)
 
     def _check_range(self, name: str, value: float, bounds: tuple[float, float]) -> None:

@@ -14,7 +14,14 @@ from auxot.core.errors import RefusedError
 from auxot.core.jobs import ChoiceTranscript, Failed, Finish, ToolCallDelta, Transcript, Usage
 from auxot.router.dialects import openai_objects
 from auxot.router.dialects.base import ChatRequest, ModelCard, finishes_of, json_bytes
-from auxot.router.dialects.openai_objects import FINISH_REASONS, call_id, logprobs_object, n_choices, usage_object
+from auxot.router.dialects.openai_objects import (
+    OpenAiRequest,
+    call_id,
+    finish_reason_of,
+    logprobs_object,
+    openai_request,
+    usage_object,
+)
 from auxot.router.dialects.openai_request import parse_chat
 from auxot.router.dialects.openai_stream import OpenAiChatEncoder
 
@@ -24,17 +31,17 @@ class OpenAiChat:
 
     name = "openai.chat"
 
-    def parse(self, body: bytes, *, job_id: str, now: float) -> ChatRequest:
+    def parse(self, body: bytes, *, job_id: str, now: float) -> OpenAiRequest:
         """Read and check a request."""
         return parse_chat(body, job_id=job_id, now=now)
 
     def encoder(self, request: ChatRequest) -> OpenAiChatEncoder:
         """Return the encoder of one streaming answer."""
-        return OpenAiChatEncoder(request)
+        return OpenAiChatEncoder(openai_request(request))
 
     def response(self, request: ChatRequest, transcript: Transcript) -> bytes:
         """Return the JSON body of a blocking answer."""
-        finished = transcript.finished
+        asked, finished = openai_request(request), transcript.finished
         return json_bytes(
             {
                 "id": request.answer_id,
@@ -42,8 +49,8 @@ class OpenAiChat:
                 "created": request.created,
                 "model": request.model,
                 "choices": [
-                    _choice(request, transcript.choice(index), index=index, finish=finish)
-                    for index, finish in enumerate(finishes_of(finished, n_choices(request)))
+                    _choice(asked, transcript.choice(index), index=index, finish=finish)
+                    for index, finish in enumerate(finishes_of(finished, asked.n_choices))
                 ],
                 "usage": usage_object(finished.usage if finished else Usage()),
             }
@@ -66,16 +73,16 @@ class OpenAiChat:
         return openai_objects.model_body(card)
 
 
-def _choice(request: ChatRequest, choice: ChoiceTranscript, *, index: int, finish: Finish) -> dict[str, Any]:
+def _choice(request: OpenAiRequest, choice: ChoiceTranscript, *, index: int, finish: Finish) -> dict[str, Any]:
     return {
         "index": index,
         "message": _message(request, choice, index=index),
-        "logprobs": logprobs_object(choice.logprobs),
-        "finish_reason": FINISH_REASONS[finish.reason],
+        "logprobs": logprobs_object(choice.logprobs, request.n_top_logprobs),
+        "finish_reason": finish_reason_of(request, finish),
     }
 
 
-def _message(request: ChatRequest, choice: ChoiceTranscript, *, index: int) -> dict[str, Any]:
+def _message(request: OpenAiRequest, choice: ChoiceTranscript, *, index: int) -> dict[str, Any]:
     """Return an answer's message: `content` is null if there are tool calls and no text."""
     text, reasoning = "".join(choice.text), "".join(choice.reasoning)
     message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -83,10 +90,11 @@ def _message(request: ChatRequest, choice: ChoiceTranscript, *, index: int) -> d
         message["reasoning_content"] = reasoning
     if choice.tool_calls:
         message["content"] = text or None
-        message["tool_calls"] = [
+        calls = [
             _tool_call(call, call.id or call_id(request, choice=index, index=position))
             for position, call in sorted(choice.tool_calls.items())
         ]
+        message |= {"function_call": calls[0]["function"]} if request.uses_functions else {"tool_calls": calls}
     return message
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
+
 from auxot.core.errors import ErrorCode, RefusedError
-from auxot.core.jobs import Failed, FinishReason, Usage
+from auxot.core.jobs import Failed, Finish, FinishReason, PromptProgress, Usage
 from auxot.router.dialects.base import ChatRequest, ModelCard, id_stem, json_bytes
 
 FINISH_REASONS = {
@@ -33,6 +35,7 @@ _TYPES = {
     ErrorCode.TOO_LARGE: "invalid_request_error",
     ErrorCode.UNAUTHENTICATED: "authentication_error",
     ErrorCode.NOT_FOUND: "not_found_error",
+    ErrorCode.MODEL_NOT_FOUND: "invalid_request_error",
     ErrorCode.RATE_LIMITED: "rate_limit_error",
     ErrorCode.NOT_IMPLEMENTED: "not_implemented",
 }
@@ -93,9 +96,33 @@ def _model_object(card: ModelCard) -> dict[str, Any]:
     return model
 
 
-def n_choices(request: ChatRequest) -> int:
-    """Return how many choices the answer to a request has."""
-    return int(request.job.params.get("n", 1))
+@attrs.frozen(kw_only=True)
+class OpenAiRequest(ChatRequest):
+    """A request of one of OpenAI's dialects, with what the form of its answer depends on.
+
+    Attributes:
+        n_choices: how many choices the answer has.
+        n_top_logprobs: how many alternatives of each token to show; None for as many as there are.
+        shows_progress: write llama-server's `prompt_progress` into the stream.
+        uses_functions: the client knows `functions`, not `tools`: a call is told as `function_call`.
+    """
+
+    n_choices: int = 1
+    n_top_logprobs: int | None = None
+    shows_progress: bool = False
+    uses_functions: bool = False
+
+
+def openai_request(request: ChatRequest) -> OpenAiRequest:
+    """Return the same request, which one of OpenAI's dialects has read."""
+    assert isinstance(request, OpenAiRequest)
+    return request
+
+
+def finish_reason_of(request: OpenAiRequest, finish: Finish) -> str:
+    """Return why a choice ended, in OpenAI's words."""
+    reason = FINISH_REASONS[finish.reason]
+    return "function_call" if reason == "tool_calls" and request.uses_functions else reason
 
 
 def call_id(request: ChatRequest, *, choice: int, index: int) -> str:
@@ -103,9 +130,28 @@ def call_id(request: ChatRequest, *, choice: int, index: int) -> str:
     return f"call_{id_stem(request.job.job_id)}{choice:02d}{index:02d}"
 
 
-def logprobs_object(entries: list[Any] | None) -> dict[str, Any] | None:
-    """Return OpenAI's `logprobs` of a choice; None if there are none."""
-    return None if entries is None else {"content": entries, "refusal": None}
+def logprobs_object(entries: list[Any] | None, n_top: int | None = None) -> dict[str, Any] | None:
+    """Return OpenAI's `logprobs` of a choice; None if there are none.
+
+    Args:
+        entries: of the tokens, as they come from the worker.
+        n_top: how many alternatives of a token to show, None for all: the worker gives one at least.
+    """
+    if entries is None:
+        return None
+    shown = entries if n_top is None else [_shortened(entry, n_top) for entry in entries]
+    return {"content": shown, "refusal": None}
+
+
+def _shortened(entry: Any, n_top: int) -> Any:
+    if type(entry) is not dict or type(entry.get("top_logprobs")) is not list:
+        return entry
+    return {**entry, "top_logprobs": entry["top_logprobs"][:n_top]}
+
+
+def progress_object(progress: PromptProgress) -> dict[str, int]:
+    """Return llama-server's `prompt_progress`, for clients that asked for it."""
+    return {"total": progress.total, "cache": progress.cached, "processed": progress.processed}
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

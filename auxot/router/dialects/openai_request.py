@@ -1,7 +1,7 @@
 """Reading a request of OpenAI's chat completions: body -> Job.
 
-Every field that we know is checked for its type and range. Of the rest, those in REFUSED_FIELDS would change the
-answer in a way that we cannot give and are refused; all others are ignored, as new SDKs send new ones.
+What becomes of each field stands in `openai_fields`. Every field that is honoured is checked for its type and range;
+a field that nobody knows is ignored, as new SDKs send new ones.
 
 Source: https://platform.openai.com/docs/api-reference/chat/create
 """
@@ -11,59 +11,63 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
-from auxot.core.errors import ErrorCode, RefusedError
-from auxot.core.jobs import ChatMessage, Function, FunctionCall, Job, Tool, ToolCall
-from auxot.router.dialects.base import ChatRequest
+from auxot.core.jobs import Job
+from auxot.router.dialects.field_table import check_refused, extensions
 from auxot.router.dialects.fields import Fields, parse_object
+from auxot.router.dialects.openai_fields import CHAT_FIELDS
+from auxot.router.dialects.openai_messages import read_messages
+from auxot.router.dialects.openai_objects import OpenAiRequest
+from auxot.router.dialects.openai_tools import Offer, read_offer
 from auxot.router.dialects.sampling import OUTPUT_PARAMS, SAMPLING_PARAMS, Reader, read_params, set_thinking
 
 PARAMS: Mapping[str, Reader] = {**SAMPLING_PARAMS, **OUTPUT_PARAMS}
-REFUSED_FIELDS: Mapping[str, str] = {
-    "audio": "answers in audio are not supported",
-    "functions": "is replaced by tools",
-    "function_call": "is replaced by tool_choice",
-    "web_search_options": "web search is not supported",
-}
 EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max"})
+VERBOSITIES = frozenset({"low", "medium", "high"})
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-_IMAGE_SCHEMES = ("data:", "https://", "http://")  # anything else would be a file of the worker's machine
+CHAT_EXTENSIONS = extensions([*PARAMS, "n_predict"], CHAT_FIELDS)
 
 
-def parse_chat(body: bytes, *, job_id: str, now: float) -> ChatRequest:
+def parse_chat(body: bytes, *, job_id: str, now: float) -> OpenAiRequest:
     """Read a request; see `Dialect.parse`."""
     fields = Fields(parse_object(body, invalid="invalid JSON: "))
-    _check_refused(fields)
-    messages = read_messages(fields)
-    tools, choice = _read_tool_choice(fields, read_tools(fields))
+    check_refused(fields, CHAT_FIELDS)
+    _check_modalities(fields)
+    messages, offer = read_messages(fields), read_offer(fields)
     effort = fields.word("reasoning_effort", EFFORTS)
-    stream_options = fields.object("stream_options")
+    params = _read_params(fields, effort) | offer.params
+    _check_conflicts(fields, params, offer)
     job = Job(
         job_id=job_id,
         messages=messages,
-        tools=tools,
+        tools=offer.tools,
         temperature=fields.number("temperature", 0, 2),
         max_tokens=_read_max_tokens(fields),
         reasoning_effort=effort,
-        params=_read_params(fields, effort) | choice,
+        params=params,
     )
-    return ChatRequest(
+    return OpenAiRequest(
         job=job,
         stream=fields.boolean("stream") or False,
         model=fields.string("model") or "",
         answer_id=job_id,
         created=int(now),
-        include_usage=bool(stream_options and stream_options.boolean("include_usage")),
+        include_usage=read_include_usage(fields),
+        n_choices=params.get("n", 1),
+        n_top_logprobs=(fields.get("top_logprobs") or 0) if "logprobs" in params else None,
+        shows_progress=params.get("return_progress", False),
+        uses_functions=offer.uses_functions,
     )
 
 
-def _check_refused(fields: Fields) -> None:
-    for name, reason in REFUSED_FIELDS.items():
-        if fields.get(name) is not None:
-            raise fields.refused(name, reason)
-    if fields.get("modalities") not in (None, ["text"]):
+def read_include_usage(fields: Fields) -> bool:
+    """Read whether a stream ends with a chunk of token counts."""
+    options = fields.object("stream_options")
+    return options is not None and options.boolean("include_usage") is True
+
+
+def _check_modalities(fields: Fields) -> None:
+    modalities = fields.strings("modalities")
+    if modalities is not None and set(modalities) != {"text"}:
         raise fields.refused("modalities", "only text is supported")
 
 
@@ -77,192 +81,22 @@ def _read_max_tokens(fields: Fields) -> int | None:
 
 def _read_params(fields: Fields, effort: str | None) -> dict[str, Any]:
     params = read_params(fields, PARAMS)
+    if "logprobs" in params:
+        params.setdefault("top_logprobs", 1)  # llama-server's own default is 20, OpenAI's none
     if effort is not None:
         set_thinking(params, enabled=effort != "none")
+    verbosity = fields.word("verbosity", VERBOSITIES)
+    if verbosity is not None:
+        params["chat_template_kwargs"] = {"verbosity": verbosity, **params.get("chat_template_kwargs", {})}
     return params
 
 
-def read_messages(fields: Fields) -> tuple[ChatMessage, ...]:
-    """Read the conversation.
-
-    Raises:
-        RefusedError: it is missing or empty, or one of its fields is wrong.
-    """
-    messages = fields.objects("messages")
-    if not messages:
-        raise RefusedError(ErrorCode.INVALID_REQUEST, "messages array is required", param="messages")
-    return tuple(_read_message(message) for message in messages)
-
-
-def _read_message(message: Fields) -> ChatMessage:
-    role = message.word("role", _ROLES)
-    if role is None:
-        raise message.refused("role", "Field required")
-    is_assistant = role == "assistant"
-    return ChatMessage(
-        role=_ROLES[role],
-        content=_read_content(message, optional=is_assistant),
-        tool_call_id=message.required_string("tool_call_id") if role == "tool" else None,
-        tool_calls=_read_tool_calls(message) if is_assistant else (),
-        name=message.string("name"),
-        reasoning_content=message.string("reasoning_content") if is_assistant else None,
-    )
-
-
-def _read_content(message: Fields, *, optional: bool) -> Any:
-    """Read a message's content: a string, or parts rebuilt from the fields that we know."""
-    content = message.get("content")
-    if type(content) is str:
-        return content
-    if content is None:
-        if optional:
-            return message.string("refusal")  # what the model said, in a field of its own
-        raise message.refused("content", "Field required")
-    if type(content) is not list:
-        raise message.refused("content", "must be a string or an array of parts")
-    parts = message.objects("content")
-    return [_read_part(part) for part in parts or ()]
-
-
-def _read_part(part: Fields) -> dict[str, Any]:
-    kind = part.string("type")
-    if kind == "text":
-        return {"type": "text", "text": _text(part, "text")}
-    if kind == "refusal":
-        return {"type": "text", "text": _text(part, "refusal")}
-    if kind == "image_url":
-        return _read_image(part)
-    if kind == "input_audio":
-        audio = part.required_object("input_audio")
-        return {
-            "type": kind,
-            "input_audio": {"data": _base64(audio, "data"), "format": audio.required_string("format")},
-        }
-    if kind == "file":
-        raise part.refused("type", "files are not supported: send their text")
-    raise part.refused("type", "must be one of image_url, input_audio, text")
-
-
-def _text(part: Fields, name: str) -> str:
-    text = part.string(name)
-    if text is None:
-        raise part.refused(name, "Field required")
-    return text
-
-
-def _base64(audio: Fields, name: str) -> str:
-    encoded = audio.required_string(name)
-    if ":" in encoded:
-        raise audio.refused(name, "must be base64")
-    return encoded
-
-
-def _read_image(part: Fields) -> dict[str, Any]:
-    """Read an image part; a bare address in place of the object is common, and tolerated."""
-    image = part.get("image_url")
-    if type(image) is str:
-        image = {"url": image}
-        part = Fields({**part.raw, "image_url": image}, part.path, part.dotted)
-    fields = part.required_object("image_url")
-    check_image_url(fields, "url")
-    detail = fields.string("detail")
-    return {"type": "image_url", "image_url": {"url": fields.get("url"), **({"detail": detail} if detail else {})}}
-
-
-def check_image_url(fields: Fields, name: str) -> None:
-    """Refuse an image's address that is neither a data URL nor on the web."""
-    url = fields.required_string(name)
-    if not url[:8].lower().startswith(_IMAGE_SCHEMES):
-        raise fields.refused(name, "must be a data:, https: or http: URL")
-
-
-def _read_tool_calls(message: Fields) -> tuple[ToolCall, ...]:
-    return tuple(_read_tool_call(call) for call in message.objects("tool_calls") or ())
-
-
-def _read_tool_call(call: Fields) -> ToolCall:
-    if call.get("type") not in (None, "function"):
-        raise call.refused("type", "must be function")
-    function = call.required_object("function")
-    return ToolCall(
-        id=call.string("id") or "",
-        function=FunctionCall(name=function.required_string("name"), arguments=_read_arguments(function)),
-    )
-
-
-def _read_arguments(function: Fields) -> str:
-    """Read a call's arguments: JSON text, or none for a function without parameters.
-
-    Text that is no JSON is refused here by name: a chat template that parses it would fail each later turn too.
-    """
-    arguments = function.string("arguments")
-    if not arguments:
-        return "{}"
-    try:
-        orjson.loads(arguments)
-    except orjson.JSONDecodeError as exc:
-        raise function.refused("arguments", "must be JSON") from exc
-    return arguments
-
-
-def read_tools(fields: Fields) -> tuple[Tool, ...]:
-    """Read the functions that the model may call."""
-    return tuple(_read_tool(tool) for tool in fields.objects("tools") or ())
-
-
-def _read_tool(tool: Fields) -> Tool:
-    if tool.get("type") != "function":
-        raise tool.refused("type", "must be function")
-    function = tool.required_object("function")
-    return Tool(
-        function=Function(
-            name=function.required_string("name"),
-            description=function.string("description"),
-            parameters=function.opaque_object("parameters"),
-            strict=function.boolean("strict"),
-        )
-    )
-
-
-def _read_tool_choice(fields: Fields, tools: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], dict[str, str]]:
-    """Apply `tool_choice`.
-
-    llama-server knows `auto`, `none` and `required` only, and shows the model all tools whatever is chosen. So a
-    choice among the tools becomes a shorter list of tools, and `none` becomes no tools.
-
-    Returns:
-        The tools to offer, and `{"tool_choice": ...}` for `job.params`, or an empty dict.
-    """
-    choice = fields.get("tool_choice")
-    if choice is None:
-        return tools, {}
-    if type(choice) is str:
-        mode = fields.word("tool_choice", ("auto", "none", "required"))
-        return offer_tools(fields, tools, mode or "auto")
-    chosen = fields.required_object("tool_choice")
-    kind = chosen.word("type", ("function", "allowed_tools"))
-    if kind == "function":
-        name = chosen.required_object("function").required_string("name")
-        return offer_tools(fields, select_tools(chosen, tools, {name}), "required")
-    allowed = chosen.required_object("allowed_tools")
-    names = {item.required_object("function").required_string("name") for item in allowed.objects("tools") or ()}
-    mode = allowed.word("mode", ("auto", "required"))
-    return offer_tools(fields, select_tools(chosen, tools, names), mode or "auto")
-
-
-def select_tools(chosen: Fields, tools: tuple[Tool, ...], names: set[str]) -> tuple[Tool, ...]:
-    """Return the tools of these names, all of which must be offered."""
-    if not names <= {tool.function.name for tool in tools}:
-        raise chosen.refused("", "names a tool that is not in tools")
-    return tuple(tool for tool in tools if tool.function.name in names)
-
-
-def offer_tools(fields: Fields, tools: tuple[Tool, ...], mode: str) -> tuple[tuple[Tool, ...], dict[str, str]]:
-    """Return the tools to offer and the `tool_choice` parameter for one of llama-server's modes."""
-    if mode == "none":
-        return (), {}
-    if not tools:
-        if mode == "required":
-            raise fields.refused("tool_choice", "needs tools")
-        return (), {}
-    return tools, {"tool_choice": mode}
+def _check_conflicts(fields: Fields, params: Mapping[str, Any], offer: Offer) -> None:
+    """Refuse what llama-server cannot do at the same time."""
+    if offer.tools and "logprobs" in params:
+        raise fields.refused("logprobs", "is not supported together with tools")
+    if offer.tools and params.get("grammar"):
+        raise fields.refused("grammar", "cannot be used together with tools")
+    is_formatted = "json_schema" in params or params.get("response_format", {}).get("type", "text") != "text"
+    if is_formatted and params.get("grammar"):
+        raise fields.refused("grammar", "cannot be used together with a JSON schema")

@@ -87,9 +87,12 @@ def _read_response_format(fields: Fields, name: str) -> Any:
         return None
     if value.get("type") is None:
         raise value.refused("type", "Field required")
-    if value.word("type", ("text", "json_object", "json_schema")) == "json_schema":
-        value.required_object("json_schema").required_object("schema")
-    return fields.opaque_object(name)
+    kind = value.word("type", ("text", "json_object", "json_schema"))
+    if kind == "json_schema":
+        wrapper = value.required_object("json_schema")
+        return {"type": kind, "json_schema": {"schema": wrapper.opaque_object("schema") or {}}}
+    schema = value.opaque_object("schema") if kind == "json_object" else None  # llama-server's own
+    return {"type": kind} if schema is None else {"type": kind, "schema": schema}
 
 
 def _read_samplers(fields: Fields, name: str) -> Any:
@@ -111,7 +114,7 @@ def _read_continuation(fields: Fields, name: str) -> Any:
     return value if type(value) is bool else fields.word(name, ("content", "reasoning_content"))
 
 
-SAMPLING_PARAMS: Mapping[str, Reader] = {
+DRAWING_PARAMS: Mapping[str, Reader] = {
     "top_p": _number(0, 1),
     "top_k": _integer(0, _INT32_MAX),
     "min_p": _number(0, 1),
@@ -149,13 +152,20 @@ SAMPLING_PARAMS: Mapping[str, Reader] = {
     "lora": _read_lora,
     "logit_bias": _read_logit_bias,
     "grammar": Fields.string,
+}
+"""What shapes the choice of tokens, whatever the prompt is made from."""
+
+TEMPLATE_PARAMS: Mapping[str, Reader] = {
     "chat_template_kwargs": Fields.opaque_object,
     "thinking_budget_tokens": _integer(-1, _INT32_MAX),
     "reasoning_budget_tokens": _integer(-1, _INT32_MAX),
     "reasoning_budget_message": Fields.string,
     "reasoning_format": _word("none", "auto", "deepseek", "deepseek-legacy"),
 }
-"""What shapes the choice of tokens: both dialects pass it on."""
+"""What chat templates and the model's thinking are told."""
+
+SAMPLING_PARAMS: Mapping[str, Reader] = {**DRAWING_PARAMS, **TEMPLATE_PARAMS}
+"""What every conversation may ask for, in whatever dialect."""
 
 OUTPUT_PARAMS: Mapping[str, Reader] = {
     "stop": read_stop,

@@ -1,4 +1,4 @@
-"""From the chunks of llama-server's chat completions to JobEvents: pure.
+"""From the chunks of llama-server's chat completions and completions to JobEvents: pure.
 
     chunk, chunk, ...          read(chunk) -> events
     [DONE]                     end()       -> Finished
@@ -11,9 +11,13 @@ particular a stream that ends without [DONE] has failed: what was sent until the
 What the chunks look like (llama.cpp 0.5.0-dev; all fields as seen from a running server):
 
     choices[].delta.{content, reasoning_content, tool_calls[]}, choices[].{index, logprobs.content, finish_reason}
-    prompt_progress {total, cache, processed}      beside a choice whose delta is empty
-    usage, timings                                 in a chunk without choices; with n > 1 one after each choice's end
+    choices[].text                                 in completions, instead of the delta
+    prompt_progress {total, cache, processed}      beside a choice whose delta or text is empty
+    usage, timings                                 in a chunk without choices, or in that of the choice's end; with
+                                                   several choices one after each choice's end
     __verbose {index, stop_type, stopping_word}    when the request has "verbose": near the end of a choice
+
+With several prompts the choices are counted through: choice i of prompt p has the index p * n + i.
 """
 
 from __future__ import annotations
@@ -59,6 +63,12 @@ _CLIENT_FAULTS = (
     "cannot use both",
     "unknown reasoning format",
     "jinja exception",  # the chat template refuses the conversation, for example its order of roles
+    "json.exception.parse_error",  # of its JSON library: not JSON, ...
+    "json.exception.type_error.302",  # ... a field of the wrong type, ...
+    "json.exception.out_of_range",  # ... a field that is missing, or a number beyond all bounds
+    "vector::_m_range_check",  # a token id that the vocabulary does not have
+    "elements must be a string, a list of tokens",
+    "is too large to process",  # an embedding's input, which has to fit into one physical batch
 )
 
 
@@ -90,10 +100,11 @@ def _code_of(fields: Mapping[str, Any], status: int | None, message: str) -> Err
 
 @attrs.define
 class _Choice:
-    """One choice of the answer. `usage` is its own, when the server counts choices one by one."""
+    """One choice of the answer; its counts are its own, when the server counts choices one by one."""
 
     reason: str | None = None
     stop_word: str | None = None
+    n_prompt_tokens: int = 0
     n_completion_tokens: int = 0
     is_prefill_over: bool = False
 
@@ -106,16 +117,25 @@ class ChunkReader:
             that text as if it were written now, and here it is taken away again. "": none.
         max_tokens: the limit of the request, None if there is none: tells a full context from a reached limit.
         slot_ctx_tokens: context of one slot.
+        n_choices: of each prompt; all choices of a prompt share its tokens.
     """
 
-    def __init__(self, *, prefill: str = "", max_tokens: int | None = None, slot_ctx_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        prefill: str = "",
+        max_tokens: int | None = None,
+        slot_ctx_tokens: int | None = None,
+        n_choices: int = 1,
+    ) -> None:
         self._prefill = prefill
+        self._n_choices = n_choices
         self._max_tokens = max_tokens
         self._slot_ctx_tokens = slot_ctx_tokens
         self._choices: dict[int, _Choice] = {}
         self._ended_index = 0  # the choice that ended last: the next usage is its
         self._progress_seen = False
-        self._usage: Usage | None = None
+        self._usage_of_prompt: dict[int, Usage] = {}
         self._n_reasoning = 0
         self.is_ended = False
 
@@ -153,9 +173,8 @@ class ChunkReader:
         if not self._choices or any(choice.reason is None for choice in self._choices.values()):
             return self.lost()
         self.is_ended = True
-        usage = attrs.evolve(self._usage or Usage(), reasoning_tokens=self._n_reasoning)
         finishes = tuple(self._finish(self._choices[index]) for index in sorted(self._choices))
-        return [Finished(finishes, usage)]
+        return [Finished(finishes, self._usage())]
 
     def lost(self) -> list[JobEvent]:
         """Take the loss of the stream: the job may be run again elsewhere."""
@@ -184,7 +203,8 @@ class ChunkReader:
         if reasoning := _text(delta, "reasoning_content"):
             self._n_reasoning += 1  # llama-server writes a chunk a token
             events.append(ReasoningDelta(reasoning, index))
-        if (text := _text(delta, "content")) and (text := self._without_prefill(text, index)):
+        text = _text(delta, "content") or _text(choice, "text")
+        if text and (text := self._without_prefill(text, index)):
             events.append(TextDelta(text, index))
         events.extend(_tool_call_delta(call, index) for call in delta.get("tool_calls") or ())
         if logprobs:
@@ -220,12 +240,23 @@ class ChunkReader:
         usage = _usage(chunk)
         if usage is None:
             return
-        self._choice(self._ended_index).n_completion_tokens = usage.completion_tokens
-        before = self._usage
+        choice = self._choice(self._ended_index)
+        choice.n_prompt_tokens, choice.n_completion_tokens = usage.prompt_tokens, usage.completion_tokens
+        prompt = self._ended_index // self._n_choices
+        before = self._usage_of_prompt.get(prompt)
         if before is not None:  # with n > 1 the prompt is one, its answers add up
             n_tokens = before.completion_tokens + usage.completion_tokens
             usage = attrs.evolve(before, completion_tokens=n_tokens)
-        self._usage = usage
+        self._usage_of_prompt[prompt] = usage
+
+    def _usage(self) -> Usage:
+        usages = self._usage_of_prompt.values()
+        return Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            cached_tokens=sum(usage.cached_tokens for usage in usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            reasoning_tokens=self._n_reasoning,
+        )
 
     def _finish(self, choice: _Choice) -> Finish:
         reason = _REASONS.get(choice.reason or "", FinishReason.STOP)
@@ -236,11 +267,11 @@ class ChunkReader:
         return Finish(reason)
 
     def _is_context_full(self, choice: _Choice) -> bool:
-        if self._slot_ctx_tokens is None or self._usage is None:
+        if self._slot_ctx_tokens is None:
             return False
         if self._max_tokens is not None and choice.n_completion_tokens >= self._max_tokens:
             return False
-        return self._usage.prompt_tokens + choice.n_completion_tokens >= self._slot_ctx_tokens
+        return choice.n_prompt_tokens + choice.n_completion_tokens >= self._slot_ctx_tokens
 
 
 def _progress(progress: Mapping[str, Any]) -> PromptProgress:

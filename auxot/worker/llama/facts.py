@@ -1,13 +1,14 @@
-"""What llama-server says of itself and of its model, read from `/props` and `/v1/models`: pure."""
+"""What llama-server says of itself and of its model, read from `/props`, `/v1/models` and some probes: pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import attrs
 
+from auxot.core.forwarded import AUDIO, PROBES
 from auxot.core.messages import WORKER_FEATURES, Capabilities, Policy
 
 BACKEND = "llama.cpp"
@@ -26,6 +27,7 @@ class LlamaFacts:
         slots: how many jobs it runs at once.
         parameters: "30B", "620M"; None when it does not say.
         has_vision: whether images are understood.
+        abilities: features that not every llama-server has: those of `PROBES`, and AUDIO.
         build: llama.cpp's build, for the log.
     """
 
@@ -34,12 +36,14 @@ class LlamaFacts:
     slots: int
     parameters: str | None = None
     has_vision: bool = False
+    abilities: tuple[str, ...] = ()
     build: str = ""
 
     def capabilities(self, policy: Policy) -> Capabilities:
         """Return what the worker announces: what runs here, and what the policy says the model can do."""
         known = policy.capabilities
-        extra = (VISION,) if self.has_vision and VISION not in known else ()
+        own = [VISION] * self.has_vision + [word for word in self.abilities if word not in WORKER_FEATURES]
+        extra = [word for word in own if word not in known]
         return Capabilities(
             backend=BACKEND,
             model=self.model,
@@ -47,12 +51,24 @@ class LlamaFacts:
             parameters=self.parameters,
             total_slots=self.slots,
             model_capabilities=(*known, *extra),
-            features=WORKER_FEATURES,
+            features=self._features(),
         )
 
+    def _features(self) -> tuple[str, ...]:
+        """Return what the worker can do with this llama-server, beyond the original protocol."""
+        always = tuple(word for word in WORKER_FEATURES if word not in PROBES or word in self.abilities)
+        return (*always, *(word for word in self.abilities if word not in always))
 
-def read_facts(props: Mapping[str, Any], models: Mapping[str, Any]) -> LlamaFacts:
-    """Read the answers of GET /props and GET /v1/models; a field that is missing gets a cautious value."""
+
+def read_facts(props: Mapping[str, Any], models: Mapping[str, Any], *, abilities: Collection[str] = ()) -> LlamaFacts:
+    """Read the answers of GET /props and GET /v1/models; a field that is missing gets a cautious value.
+
+    Args:
+        props: the one.
+        models: the other.
+        abilities: the words of `PROBES` that it has.
+    """
+    modalities = _object(props.get("modalities"))
     entry = _first(models.get("data"))
     settings = _object(props.get("default_generation_settings"))
     return LlamaFacts(
@@ -60,7 +76,11 @@ def read_facts(props: Mapping[str, Any], models: Mapping[str, Any]) -> LlamaFact
         slot_ctx_tokens=_count(settings.get("n_ctx")) or _DEFAULT_CTX_TOKENS,
         slots=_count(props.get("total_slots")) or 1,
         parameters=_parameters(_count(_object(entry.get("meta")).get("n_params"))),
-        has_vision=_object(props.get("modalities")).get("vision") is True,
+        has_vision=modalities.get("vision") is True,
+        abilities=(
+            *(word for word in PROBES if word in abilities),
+            *([AUDIO] if modalities.get("audio") is True else []),
+        ),
         build=str(props.get("build_info") or ""),
     )
 

@@ -79,16 +79,17 @@ def parse_llama_url(url: str) -> LlamaAddress:
 
 
 class Exchange:
-    """One request and its answer. `status` is known from the start; the body is read piece by piece."""
+    """One request and its answer. `status` and `content_type` are known from the start; the body comes in pieces."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.status = 0
+        self.content_type = ""
         self._is_over = False  # the body has been read
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT)
 
     async def read(self) -> bytes:
-        """Return what has come of the body, b"" at its end.
+        """Return what has come of the body, at most 64 KiB; b"" at its end.
 
         Raises:
             BrokenExchangeError: the connection ended before the body did.
@@ -123,6 +124,9 @@ class Exchange:
             elif not isinstance(event, h11.InformationalResponse):
                 raise BrokenExchangeError("llama-server closed the connection")
         self.status = event.status_code
+        self.content_type = next(
+            (value.decode("latin-1") for name, value in event.headers if name == b"content-type"), ""
+        )
 
     def _ready_data(self) -> bytes:
         """Return what h11 can give of the body without more input; an error waits until that has been taken."""
@@ -161,7 +165,9 @@ class LlamaHttp:
     address: LlamaAddress
 
     @asynccontextmanager
-    async def open(self, method: str, path: str, body: bytes = b"") -> AsyncGenerator[Exchange, None]:
+    async def open(
+        self, method: str, path: str, body: bytes = b"", *, content_type: str = "application/json"
+    ) -> AsyncGenerator[Exchange, None]:
         """Send a request; the block reads the answer. At the end of the block the connection is closed.
 
         Raises:
@@ -173,7 +179,7 @@ class LlamaHttp:
             raise BrokenExchangeError(f"llama-server cannot be reached: {exc}") from exc
         try:
             exchange = Exchange(stream)
-            await exchange.ask(self._request(method, path, len(body)), body)
+            await exchange.ask(self._request(method, path, len(body), content_type), body)
             yield exchange
         finally:
             await trio.aclose_forcefully(stream)
@@ -183,12 +189,17 @@ class LlamaHttp:
         async with self.open("GET", path) as exchange:
             return exchange.status, await exchange.read_all(max_bytes)
 
-    def _request(self, method: str, path: str, n_body_bytes: int) -> h11.Request:
+    async def post(self, path: str, body: bytes, *, max_bytes: int = 16 * 1024 * 1024) -> tuple[int, bytes]:
+        """Return status and body of a POST request with JSON; the caller sets the deadline. Errors as `open`."""
+        async with self.open("POST", path, body) as exchange:
+            return exchange.status, await exchange.read_all(max_bytes)
+
+    def _request(self, method: str, path: str, n_body_bytes: int, content_type: str) -> h11.Request:
         headers = [
             ("host", self.address.authority),
             ("connection", "close"),
             ("accept", "*/*"),
-            ("content-type", "application/json"),
+            ("content-type", content_type),
             ("content-length", str(n_body_bytes)),
         ]
         return h11.Request(method=method, target=self.address.prefix + path, headers=headers)

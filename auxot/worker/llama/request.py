@@ -1,4 +1,4 @@
-"""From a Job to the body of llama-server's chat completions: pure.
+"""From a Job to the body of llama-server's chat completions or completions: pure.
 
 Everything goes through unchanged (tool schemas whole, sampling fields verbatim); what is set here is what llama-server
 needs to be told so that the answer can be streamed, counted and cancelled.
@@ -16,45 +16,75 @@ from auxot.core.jobs import ChatMessage, Job, Tool, ToolCall
 # Fields of the body that `params` cannot change: they are the job's own, or what reading the stream stands on.
 _OURS = frozenset(
     {"model", "messages", "tools", "temperature", "max_tokens", "reasoning_effort"}
-    | {"stream", "stream_options", "return_progress", "verbose"}
+    | {"prompt", "stream", "stream_options", "return_progress", "verbose"}
 )
 
 
 @attrs.frozen(kw_only=True)
-class ChatRequest:
-    """A request for llama-server. `prefill`: the text that the model is to continue, "" if there is none."""
+class LlamaRequest:
+    """A request for llama-server that it answers with a stream of chunks.
+
+    Attributes:
+        body: what is sent.
+        path: where.
+        prefill: the text that the model is to continue, "" if there is none.
+        max_tokens: of one choice; None: no limit.
+        n_choices: of each prompt.
+    """
 
     body: Mapping[str, Any]
+    path: str = "/v1/chat/completions"
     prefill: str = ""
     max_tokens: int | None = None
+    n_choices: int = 1
 
 
-def chat_request(job: Job) -> ChatRequest:
-    """Translate a job.
+def chat_request(job: Job) -> LlamaRequest:
+    """Translate a CHAT job; of a COUNT job the body is the same, so that the same prompt is counted.
 
     Always streamed, also for callers who wait for the whole answer, and always with progress: llama-server notices
     that a request was dropped only when it writes, and during the prompt it writes nothing but progress. With stop
     words also `verbose`, without which it does not tell which one was written; that repeats the prompt once, at the
     end, as text.
     """
+    body = _body(job, messages=[_message(message) for message in job.messages])
+    if job.tools:
+        body["tools"] = [_tool(tool) for tool in job.tools]
+    if job.reasoning_effort is not None:
+        body["reasoning_effort"] = job.reasoning_effort
+    if (job.reasoning_effort or "").lower() == "none":
+        body["reasoning_effort"] = "none"
+        body["chat_template_kwargs"] = _without_thinking(body.get("chat_template_kwargs"))
+    return LlamaRequest(body=body, prefill=_prefill(job), max_tokens=job.max_tokens, n_choices=_n_choices(job))
+
+
+def completion_request(job: Job) -> LlamaRequest:
+    """Translate a COMPLETION job; asked for in the same way as a chat."""
+    body = _body(job, prompt=job.prompt)
+    path = "/v1/completions"
+    return LlamaRequest(body=body, path=path, max_tokens=job.max_tokens, n_choices=_n_choices(job))
+
+
+def _body(job: Job, **own: Any) -> dict[str, Any]:
+    """Return what both kinds of body have in common, with a field of its own."""
     body: dict[str, Any] = {
         **{name: value for name, value in job.params.items() if name not in _OURS},
         "model": "local",
-        "messages": [_message(message) for message in job.messages],
+        **own,
         "stream": True,
         "stream_options": {"include_usage": True},
         "return_progress": True,
     }
-    if job.tools:
-        body["tools"] = [_tool(tool) for tool in job.tools]
-    own = {"temperature": job.temperature, "max_tokens": job.max_tokens, "reasoning_effort": job.reasoning_effort}
-    body |= {name: value for name, value in own.items() if value is not None}
-    if (job.reasoning_effort or "").lower() == "none":
-        body["reasoning_effort"] = "none"
-        body["chat_template_kwargs"] = _without_thinking(body.get("chat_template_kwargs"))
+    limits = {"temperature": job.temperature, "max_tokens": job.max_tokens}
+    body |= {name: value for name, value in limits.items() if value is not None}
     if body.get("stop"):
         body["verbose"] = True
-    return ChatRequest(body=body, prefill=_prefill(job), max_tokens=job.max_tokens)
+    return body
+
+
+def _n_choices(job: Job) -> int:
+    n_choices = job.params.get("n")
+    return n_choices if type(n_choices) is int and n_choices > 0 else 1
 
 
 def _without_thinking(kwargs: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ import trio
 
 from auxot.core.background import background
 from auxot.core.errors import LlamaError
+from auxot.core.forwarded import PROBE_BODY, PROBES
 from auxot.core.logs import get_logger
 from auxot.worker.llama.argv import LlamaSettings, llama_argv, llama_environment
 from auxot.worker.llama.facts import LlamaFacts, read_facts
@@ -43,6 +44,7 @@ _PROGRESS_LOG_S = 10.0
 _EXTERNAL_POLL_S = 5.0
 _EXTERNAL_FAILURES = 3  # so many unanswered polls in a row and an external server counts as gone
 _MAX_SOCKET_PATH = 100  # sun_path holds 104 bytes on macOS and 108 on Linux
+_CANNOT = (HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED)
 _TROUBLE = re.compile(r"error|fatal|abort|crash|failed|library not loaded|dyld", re.IGNORECASE)
 
 _log = get_logger()
@@ -80,11 +82,22 @@ class LlamaServer:
         Raises:
             LlamaError: no proper answer.
         """
-        return read_facts(await self._get("/props"), await self._get("/v1/models"))
+        props, models = await self._get("/props"), await self._get("/v1/models")
+        abilities = [word for word, path in PROBES.items() if await self._has(path)]
+        return read_facts(props, models, abilities=abilities)
 
     def last_words(self) -> str:
         """Return how it ended and the line of its output that most likely says why."""
         return self._last_words() or "no reason known"
+
+    async def _has(self, path: str) -> bool:
+        """Tell whether an endpoint would do its work, without having any done."""
+        try:
+            with trio.fail_after(REQUEST_TIMEOUT_S):
+                status, _ = await self.http.post(path, PROBE_BODY)
+        except (trio.TooSlowError, BrokenExchangeError) as exc:
+            raise LlamaError(f"llama-server gave no proper answer to POST {path}: {type(exc).__name__}") from exc
+        return status not in _CANNOT
 
     async def _get(self, path: str) -> dict[str, Any]:
         try:

@@ -30,7 +30,10 @@ from auxot.router.dialects.base import Dialect, ModelCard, StreamEncoder
 from auxot.router.dialects.openai_chat import OPENAI_CHAT
 
 BOTH = pytest.mark.parametrize("dialect", [OPENAI_CHAT, ANTHROPIC], ids=lambda dialect: dialect.name)
-BODY = b'{"model":"m","max_tokens":9,"stream":true,"messages":[{"role":"user","content":"Hi"}]}'
+BODY = (
+    b'{"model":"m","max_tokens":9,"stream":true,"thinking":{"type":"adaptive"},'
+    b'"messages":[{"role":"user","content":"Hi"}]}'
+)
 STOPPED = Finished((Finish(FinishReason.STOP),), Usage())
 LOST = Failed(ErrorCode.WORKER_LOST, "lost")
 

@@ -39,9 +39,16 @@ from auxot.core.jobs import (
 from auxot.router.dialects.anthropic import ANTHROPIC
 from auxot.router.dialects.base import ChatRequest, Dialect
 from auxot.router.dialects.openai_chat import OPENAI_CHAT
+from auxot.router.dialects.openai_completions import OPENAI_COMPLETIONS
+from auxot.router.dialects.openai_responses import OPENAI_RESPONSES
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-DIALECTS: dict[str, Dialect] = {"openai_chat": OPENAI_CHAT, "anthropic": ANTHROPIC}
+DIALECTS: dict[str, Dialect] = {
+    "openai_chat": OPENAI_CHAT,
+    "openai_completions": OPENAI_COMPLETIONS,
+    "openai_responses": OPENAI_RESPONSES,
+    "anthropic": ANTHROPIC,
+}
 CASES = sorted(path.parent for dialect in DIALECTS for path in (GOLDEN / dialect).glob("*/request.json"))
 ANSWERED = [case for case in CASES if (case / "events.jsonl").exists()]
 JOB_ID = "chatcmpl-0123456789abcdef01234567"

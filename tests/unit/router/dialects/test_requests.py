@@ -20,6 +20,7 @@ from auxot.router.dialects.openai_chat import OPENAI_CHAT
 from auxot.router.dialects.sampling import OUTPUT_PARAMS, SAMPLING_PARAMS
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
+OPENAI_TOOL = {"type": "function", "function": {"name": "f"}}
 MINIMUM: dict[str, dict[str, Any]] = {
     "openai.chat": {"model": "m", "messages": HI},
     "anthropic.messages": {"model": "m", "messages": HI, "max_tokens": 9},
@@ -72,7 +73,7 @@ SHAPES = st.recursive(
 NAMES = sorted(
     {*SAMPLING_PARAMS, *OUTPUT_PARAMS, "model", "messages", "max_tokens", "max_completion_tokens", "temperature"}
     | {"tools", "tool_choice", "stream", "stream_options", "system", "thinking", "stop_sequences", "output_config"}
-    | {"reasoning_effort", "modalities", "functions", "n_predict"}
+    | {"reasoning_effort", "modalities", "functions", "function_call", "n_predict", "verbosity"}
 )
 
 
@@ -186,10 +187,12 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(dialect, field, value):
         ({"messages": []}, "messages"),
         ({"messages": [5]}, "messages[0]"),
         ({"messages": [*HI, {"content": "x"}]}, "messages[1].role"),
-        ({"messages": [*HI, {"role": "function", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [*HI, {"role": "robot", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [*HI, {"role": "function", "content": "x"}]}, "messages[1].name"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content[0].file"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].function"),
         ({"stop": ["x"] * 17}, "stop"),
@@ -207,6 +210,15 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(dialect, field, value):
         ({"reasoning_effort": "some"}, "reasoning_effort"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"web_search_options": {}}, "web_search_options"),
+        ({"function_call": "auto"}, "function_call"),
+        ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "function_call"),
+        ({"functions": [{"name": "f"}], "tools": []}, "functions"),
+        ({"functions": [{}]}, "functions[0].name"),
+        ({"verbosity": "loud"}, "verbosity"),
+        ({"tools": [OPENAI_TOOL], "logprobs": True}, "logprobs"),
+        ({"tools": [OPENAI_TOOL], "grammar": "root ::= [a]"}, "grammar"),
+        ({"response_format": {"type": "json_object"}, "grammar": "root ::= [a]"}, "grammar"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].custom"),
     ],
 )
 def test_openai_names_the_field_that_is_wrong(fields, param):
@@ -264,10 +276,10 @@ def test_a_null_counts_as_absent(dialect):
 
 def test_every_parameter_goes_through_under_its_own_name():
     """A sampling parameter would be dropped silently."""
-    values: dict[str, Any] = {"stop": ["x"], "samplers": ["top_k"], "dry_sequence_breakers": ["x"], "grammar": "x"}
+    values: dict[str, Any] = {"stop": ["x"], "samplers": ["top_k"], "dry_sequence_breakers": ["x"]}
     values |= {"lora": [{"id": 1, "scale": 1}], "logit_bias": {"1": 1}, "chat_template_kwargs": {"a": 1}}
     values |= {"reasoning_format": "none", "reasoning_budget_message": "x", "continue_final_message": True}
-    values |= {"response_format": {"type": "text"}, "json_schema": {"a": 1}, "adaptive_decay": 0.5}
+    values |= {"response_format": {"type": "text"}, "json_schema": {"a": 1}, "adaptive_decay": 0.5, "grammar": ""}
     booleans = "ignore_eos backend_sampling cache_prompt logprobs post_sampling_probs parallel_tool_calls"
     values |= dict.fromkeys([*booleans.split(), "return_progress", "add_generation_prompt"], True)
     sent = {name: values.get(name, 1) for name in {**SAMPLING_PARAMS, **OUTPUT_PARAMS}}
@@ -323,6 +335,20 @@ def test_anthropic_thinks_only_when_asked(thinking, effort, budget):
     assert parsed.params.get("thinking_budget_tokens") == budget
 
 
+def test_openai_functions_are_tools_under_their_old_name():
+    """A client of the old form would be told of calls in a form that it does not know, or not at all."""
+    functions = [{"name": name} for name in "ab"]
+    request = OPENAI_CHAT.parse(
+        orjson.dumps({**MINIMUM["openai.chat"], "functions": functions, "function_call": {"name": "b"}}),
+        job_id=JOB_ID,
+        now=0,
+    )
+    assert [tool.function.name for tool in request.job.tools] == ["b"]
+    assert request.job.params == {"tool_choice": "required", "parallel_tool_calls": False}
+    assert request.uses_functions
+    assert job(OPENAI_CHAT, functions=functions, function_call="none").tools == ()
+
+
 def test_openai_choice_among_tools_shortens_the_list():
     """A model would call a tool that the client has not allowed."""
     tools = [{"type": "function", "function": {"name": name}} for name in "abc"]
@@ -367,7 +393,7 @@ def test_a_large_request_is_read_in_time(dialect):
         else {"name": f"f{i}", "input_schema": {"type": "object"}}
         for i in range(500)
     ]
-    messages = [{"role": "user", "content": "x" * 10_000}] * 1000
+    messages = [{"role": role, "content": "x" * 10_000} for role in ("user", "assistant") * 500]
     body = orjson.dumps({**MINIMUM[dialect.name], "messages": messages, "tools": tools})
     start = time.perf_counter()
     request = dialect.parse(body, job_id="a", now=0)

@@ -31,7 +31,8 @@ from auxot.router.dialects.base import ChatRequest, Dialect
 from auxot.router.dialects.openai_chat import OPENAI_CHAT
 
 JOB_ID = "chatcmpl-0123456789abcdef01234567"
-BODY = {"model": "any", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
+HI = [{"role": "user", "content": "Hi"}]
+BODY = {"model": "any", "max_tokens": 9, "messages": HI, "thinking": {"type": "adaptive"}}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 COUNTS = st.integers(0, 10**6)
 USAGE = st.builds(

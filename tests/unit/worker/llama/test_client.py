@@ -1,4 +1,4 @@
-"""stream_chat against a scripted HTTP server on a socket: what llama-server rarely does, or does only when it dies."""
+"""The client against a scripted HTTP server on a socket: what llama-server rarely does, or does only when it dies."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import trio
 
 from auxot.core.errors import ConfigError, ErrorCode
 from auxot.core.jobs import Failed, Finished, JobEvent, TextDelta
-from auxot.worker.llama.client import stream_chat
+from auxot.worker.llama.client import count_tokens, generate
 from auxot.worker.llama.http import LlamaHttp, parse_llama_url
-from auxot.worker.llama.request import ChatRequest
+from auxot.worker.llama.request import LlamaRequest
 
 STREAM = Path(__file__).with_name("golden").joinpath("answer.sse").read_bytes()
-REQUEST = ChatRequest(body={"stream": True})
+REQUEST = LlamaRequest(body={"stream": True})
 
 
 @attrs.define(eq=False)
@@ -67,7 +67,7 @@ async def events_of(upstream: Upstream) -> list[JobEvent]:
 
     with trio.fail_after(10):
         async with running(upstream) as http:
-            await stream_chat(http, REQUEST, deliver=deliver)
+            await generate(http, REQUEST, deliver=deliver)
     assert [event for event in events if isinstance(event, Finished | Failed)] == events[-1:]
     return events
 
@@ -106,7 +106,7 @@ async def test_nobody_listens() -> None:
         events.extend(some)
 
     with trio.fail_after(10):
-        await stream_chat(LlamaHttp(parse_llama_url("http://127.0.0.1:1")), REQUEST, deliver=deliver)
+        await generate(LlamaHttp(parse_llama_url("http://127.0.0.1:1")), REQUEST, deliver=deliver)
     assert failure(events).code is ErrorCode.WORKER_LOST
 
 
@@ -133,6 +133,36 @@ async def test_garbage(body: bytes) -> None:
     assert failure(await events_of(Upstream(body, hangs=True))).code is ErrorCode.WORKER_FAILED
 
 
+@pytest.mark.parametrize(
+    ("upstream", "code"),
+    [
+        (Upstream(b'{"input_tokens":7}'), None),
+        (Upstream(b'{"input_tokens":"7"}'), ErrorCode.WORKER_FAILED),
+        (Upstream(b"[]"), ErrorCode.WORKER_FAILED),
+        (Upstream(b"seven"), ErrorCode.WORKER_FAILED),
+        (Upstream(b"", is_cut=True), ErrorCode.WORKER_LOST),
+        (Upstream(b'{"error":{"message":"bad","type":"invalid_request_error"}}', 400), ErrorCode.INVALID_REQUEST),
+    ],
+)
+async def test_count(upstream: Upstream, code: ErrorCode | None) -> None:
+    """A count is wrong, raises, or ends twice or never."""
+    events: list[JobEvent] = []
+
+    async def deliver(some: list[JobEvent]) -> None:
+        await trio.lowlevel.checkpoint()
+        events.extend(some)
+
+    with trio.fail_after(10):
+        async with running(upstream) as http:
+            await count_tokens(http, REQUEST, deliver=deliver)
+    [event] = events
+    if code is None:
+        assert isinstance(event, Finished)
+        assert event.usage.prompt_tokens == 7
+    else:
+        assert failure(events).code is code
+
+
 async def test_cancel_closes_the_request() -> None:
     """A cancelled job goes on generating."""
     upstream = Upstream(STREAM[:2000], hangs=True)
@@ -147,7 +177,7 @@ async def test_cancel_closes_the_request() -> None:
         async with running(upstream) as http, trio.open_nursery() as nursery:
 
             async def stream() -> None:
-                await stream_chat(http, REQUEST, deliver=deliver)
+                await generate(http, REQUEST, deliver=deliver)
 
             nursery.start_soon(stream)
             await got_text.wait()

@@ -33,7 +33,17 @@ def test_what_llama_server_says_is_announced() -> None:
     )
     capabilities = facts.capabilities(POLICY)
     assert capabilities.model_capabilities == ("chat", "vision")
-    assert (capabilities.total_slots, capabilities.ctx_size, capabilities.features) == (4, 4096, WORKER_FEATURES)
+    assert (capabilities.total_slots, capabilities.ctx_size) == (4, 4096)
+
+
+def test_only_what_works_is_announced() -> None:
+    """The router sends a worker jobs that its llama-server was not started for, or none that it could do."""
+    bare = read_facts(PROPS, MODELS).capabilities(POLICY)
+    assert bare.features == tuple(word for word in WORKER_FEATURES if word != "count")
+    props = {**PROPS, "modalities": {"audio": True}}
+    able = read_facts(props, MODELS, abilities=("embeddings", "count")).capabilities(POLICY)
+    assert able.features == (*WORKER_FEATURES, "embeddings", "audio")
+    assert able.model_capabilities == ("chat", "embeddings", "audio")
 
 
 @pytest.mark.parametrize(

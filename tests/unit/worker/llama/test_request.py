@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from auxot.core.jobs import ChatMessage, Function, FunctionCall, Job, Tool, ToolCall
-from auxot.worker.llama.request import chat_request
+from auxot.worker.llama.request import chat_request, completion_request
 
 USER = ChatMessage(role="user", content="Hi")
 SCHEMA = {
@@ -28,6 +28,24 @@ def test_plain_job() -> None:
         "return_progress": True,
         "temperature": 0.5,
         "max_tokens": 7,
+    }
+
+
+def test_completion() -> None:
+    """A raw prompt is not asked for as it is, or cannot be streamed, counted and cancelled."""
+    params = {"n": 2, "stop": ["x"], "prompt": "not this", "stream": False}
+    request = completion_request(Job(job_id="j", messages=(), prompt=["a", [1, 2]], max_tokens=7, params=params))
+    assert (request.path, request.n_choices, request.max_tokens) == ("/v1/completions", 2, 7)
+    assert request.body == {
+        "model": "local",
+        "prompt": ["a", [1, 2]],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_progress": True,
+        "max_tokens": 7,
+        "n": 2,
+        "stop": ["x"],
+        "verbose": True,
     }
 
 
