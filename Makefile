@@ -16,7 +16,7 @@ SOURCES := auxot tests $(patsubst %/,%,$(sort $(dir $(wildcard scripts/*.py))))
 ASYNC_FLAGS := --disable ASYNC9,ASYNC110,ASYNC114,ASYNC127,ASYNC128
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check format bench build lock clean llama
+.PHONY: help demo run test check format bench build lock clean llama agents clients
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ run: $(VENV)/.installed ## Run the router with the settings in ./.env (make them
 test: $(VENV)/.installed-dev llama ## Run all tests, with a real llama-server and, where it is installed, a real redis-server
 	@AUXOT_TEST_LLAMA_SERVER="$${AUXOT_TEST_LLAMA_SERVER:-$$($(BIN)/auxot-worker llama find)}" \
 		$(BIN)/python -m pytest $(ARGS)
+
+agents: ## Install the coding agents that some tests run: 1 GB into ~/.auxot, by npm
+	@scripts/install_agents.sh
+
+clients: ## Install the client libraries that some tests run: 450 MB into ~/.auxot
+	@PYTHON="$(PYTHON)" scripts/install_clients.sh
 
 check: $(VENV)/.installed-dev ## Check format, lint, async rules and types
 	$(BIN)/ruff format --check .
@@ -47,12 +53,13 @@ bench: $(VENV)/.installed-dev llama ## Measure throughput and latency of the rou
 build: $(VENV)/.installed-dev ## Build the wheel and the source package into dist/
 	$(BIN)/python -m build --outdir dist
 
-lock: $(VENV)/.installed ## Renew requirements*.lock after a change of pyproject.toml (newest of all: LOCK_FLAGS=--upgrade)
+lock: $(VENV)/.installed ## Renew the locks after a change of pyproject.toml or scripts/clients.in (newest of all: LOCK_FLAGS=--upgrade)
 	$(PIP) install uv
-	$(call compile_lock,requirements.lock)
-	$(call compile_lock,requirements-dev.lock,--extra dev --constraint requirements.lock)
+	$(call compile_lock,pyproject.toml,requirements.lock)
+	$(call compile_lock,pyproject.toml,requirements-dev.lock,--extra dev --constraint requirements.lock)
+	$(call compile_lock,scripts/clients.in,scripts/clients.lock)
 
-compile_lock = $(BIN)/uv pip compile --quiet pyproject.toml --output-file $(1) $(2) $(LOCK_FLAGS) \
+compile_lock = $(BIN)/uv pip compile --quiet $(1) --output-file $(2) $(3) $(LOCK_FLAGS) \
 	--universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
 clean: ## Remove what these targets have made here (not the llama-server in ~/.auxot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -175,6 +176,31 @@ def running_worker(house: House, *, name: str = "worker", url: str | None = None
     }
     with running_daemon(house.folder, name, "auxot-worker", **settings) as daemon:
         yield daemon
+
+
+@contextmanager
+def external_llama(binary: Path, model: Path, *arguments: str) -> Iterator[str]:
+    """Run a llama-server that a test can look into; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    settings = ["--jinja", "-np", "4", "-c", "655360", "--batch-size", "512", "--threads", "1"]
+    argv = [str(binary), "-m", str(model), *settings, "--host", "127.0.0.1", "--port", port, *arguments]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: _is_up(url), what="llama-server")
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 def children_of(pid: int) -> list[int]:

@@ -23,6 +23,7 @@ from tests.live.processes import (
     PROBE,
     House,
     children_of,
+    external_llama,
     is_alive,
     running_router,
     running_worker,
@@ -70,43 +71,6 @@ def worker_variables(llama_server_binary: Path, tiny_model: Path) -> dict[str, s
 def house(tmp_path: Path) -> Iterator[House]:
     with running_router(tmp_path) as running:
         yield running
-
-
-@contextmanager
-def external_llama(binary: Path, model: Path) -> Iterator[str]:
-    """Run a llama-server that a test can look into; yields its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    argv = [
-        str(binary),
-        "-m",
-        str(model),
-        "--jinja",
-        "-np",
-        "4",
-        "-c",
-        "655360",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    process = subprocess.Popen([*argv, "--batch-size", "512"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: _is_up(url), what="llama-server")
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _is_up(url: str) -> bool:
-    try:
-        return PROBE.get(f"{url}/health").is_success
-    except httpx.TransportError:
-        return False
 
 
 def n_busy_slots(llama_url: str) -> int:
@@ -223,6 +187,7 @@ def test_a_blocking_job_of_a_killed_worker_runs_on_another_at_once(tmp_path, wor
             house.wait_health(workers=1)
             answer = pool.submit(client.post, OPENAI, json=endless(max_tokens=N_LONG_TOKENS))
             house.wait_health(active_jobs=1)
+            first.send(signal.SIGSTOP)  # else it may have done it before the other one is up
             with running_worker(house, name="second", **worker_variables):
                 house.wait_health(workers=2)
                 first.send(signal.SIGKILL)

@@ -28,7 +28,7 @@ from auxot.core.jobs import (
 )
 from auxot.demo.tiny_model import ANSWER, N_ANSWER_TOKENS, THOUGHT
 from auxot.worker.llama.argv import LlamaSettings
-from auxot.worker.llama.client import stream_chat
+from auxot.worker.llama.client import generate
 from auxot.worker.llama.request import chat_request
 from auxot.worker.llama.server import LlamaServer, llama_server
 from tests.daemon.worker_harness import stand_in_router
@@ -50,7 +50,7 @@ sys.exit(trio.run(main, config))
 
 @pytest.fixture
 def settings(llama_server_binary: Path, tiny_model: Path) -> LlamaSettings:
-    return LlamaSettings(binary=llama_server_binary, model=tiny_model, slot_ctx_tokens=65_536, slots=2)
+    return LlamaSettings(binary=llama_server_binary, model=tiny_model, slot_ctx_tokens=65_536, slots=2, threads=1)
 
 
 async def events_of(server: LlamaServer, *messages: ChatMessage, **params: Any) -> list[JobEvent]:
@@ -61,7 +61,7 @@ async def events_of(server: LlamaServer, *messages: ChatMessage, **params: Any) 
         events.extend(some)
 
     job = Job(job_id="j", messages=messages or (USER,), params={**OFF, **params})
-    await stream_chat(server.http, chat_request(job), deliver=deliver)
+    await generate(server.http, chat_request(job), deliver=deliver)
     return events
 
 
@@ -123,7 +123,7 @@ async def test_cancel_in_the_prompt_phase(settings: LlamaSettings) -> None:
                         scope.cancel()
 
                 request = chat_request(Job(job_id="j", messages=(long_prompt,), params=OFF))
-                await stream_chat(server.http, request, deliver=deliver)
+                await generate(server.http, request, deliver=deliver)
             assert progress[-1].processed < progress[-1].total
             left_at = trio.current_time()
             while not await is_idle(server):
