@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_tables_of_settings_are_those_of_the_code():
-    """The README would tell defaults that are no longer true."""
+def test_the_tables_are_those_of_the_code():
+    """The README would tell defaults or fields that are no longer true."""
     result = subprocess.run(
-        [sys.executable, "scripts/settings_tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "scripts/readme_tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
