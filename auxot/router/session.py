@@ -247,9 +247,12 @@ class Session:
 
     def _on_worker_error(self, message: Error) -> None:
         """Log what a worker says of itself; one that says it is unavailable runs down its jobs and takes no more."""
-        self.log.warning("worker.error", worker_id=self.worker_id, error=message.error[:MAX_LOGGED_CHARS])
+        error = message.error[:MAX_LOGGED_CHARS]
         if ErrorCode.from_word(message.code) is ErrorCode.UNAVAILABLE:
+            self.log.info("worker.quiet", worker_id=self.worker_id, reason=error)
             self.be_quiet()
+        else:
+            self.log.warning("worker.error", worker_id=self.worker_id, error=error)
 
     def _on_overload(self, message: JobOverload, written: dict[Answer, None]) -> None:
         """Fail a job whose worker is rate-limited by its provider, so that its slot is free and its client knows."""

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from auxot.router.queue import QueuedJob
+from auxot.router.sweeper import is_settled
 from tests.daemon.harness import RunningRouter, chat_body, running_router, scripted_worker, sse_events, until
 from tests.daemon.test_jobs import abort, answer, ask, text_of
 from tests.store.harness import RedisServer, redis_server
@@ -157,6 +158,7 @@ async def test_a_job_of_a_router_that_is_gone_is_dropped(redis):
     """Workers would be busy with answers that nobody waits for."""
     async with running_router(redis_url=redis.url) as back:
         pool = back.router.pool
+        await until(lambda: is_settled(pool.queue))  # before that the other one may only not be back yet
         await pool.queue.enqueue(QueuedJob(job_id="j", data=b"{}", reply_to="dead", meta=b"{}"))
         async with scripted_worker(back):
             await until(lambda: queue_is_empty(back))
