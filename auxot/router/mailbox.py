@@ -11,6 +11,7 @@ well, a few empty batches follow them. A stream that nobody reads any more ends 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 POLL_S = 1.0  # the backstop of the bell
 RETRY_S = 0.2
 MAX_WAITING_LETTERS = 100_000  # to one router, while Redis is away: some 30 s of the fastest answers
-READ_BATCHES = 64
+MAX_BATCH_LETTERS = 100  # some 100 KB: also a link that breaks again and again gets them through
+READ_BATCHES = 8
 TIME_TO_LIVE_MS = 10 * 60 * 1000
 FOLLOW_UP_S = 3.0
 FOLLOW_UPS = 3  # together longer than the store takes to come back after a restart of Redis
@@ -44,7 +46,7 @@ class _Outgoing:
     router: an addressee would take numbers that begin again for batches that it has had.
     """
 
-    letters: list[Letter] = attrs.field(factory=list)
+    letters: deque[Letter] = attrs.field(factory=deque)
     batch: Batch | None = None
     n_batches: int = 0
     n_follow_ups: int = 0  # still to come
@@ -71,8 +73,9 @@ class _Outgoing:
         """Return what is to be written now; the same one until `batch` is None."""
         if self.batch is None and (self.letters or self.follows_up):
             self.n_batches += 1
-            self.batch = Batch(sender=sender, number=self.n_batches, letters=tuple(self.letters))
-            self.letters.clear()
+            n_letters = min(len(self.letters), MAX_BATCH_LETTERS)
+            letters = tuple(self.letters.popleft() for _ in range(n_letters))
+            self.batch = Batch(sender=sender, number=self.n_batches, letters=letters)
             self.follows_up = False
         return self.batch
 
