@@ -1,7 +1,7 @@
 """Write the tables of settings and of request fields into README.md, between `<!-- table: NAME -->` and `<!-- end -->`.
 
-    python scripts/readme_tables.py           rewrite the file
-    python scripts/readme_tables.py --check   exit code 1 if it is not up to date
+python scripts/readme_tables.py           rewrite the file
+python scripts/readme_tables.py --check   exit code 1 if it is not up to date
 """
 
 from __future__ import annotations
