@@ -3,7 +3,8 @@
     starting  hello accepted, no jobs yet (a policy connection stays here until it leaves)
     ready     `config` came: jobs flow, at most `n_slots`
     quiet     no new jobs; the running ones finish
-    gone      the socket is over: running jobs are released, or failed when the client has seen text of them
+    gone      the socket is over: running jobs are released; continued elsewhere, or failed, when their clients have
+              seen text of them
 
 The receive loop owns the session: when it ends, for whatever reason, everything here ends. It never blocks on a job:
 events are written to the clients' sockets at once, grouped by read, so a token costs no task switch (budget: 10 us
@@ -22,6 +23,7 @@ import trio
 from auxot.core.errors import ErrorCode, ProtocolError
 from auxot.core.jobs import Failed
 from auxot.core.messages import (
+    FEATURE_CONTINUE,
     FEATURE_DELTAS,
     PENDING_BACKEND,
     Cancel,
@@ -131,6 +133,7 @@ class Session:
             number=claimed.attempt,
             open_job=open_job,
             streams_all=self._streams_all,
+            can_be_continued=FEATURE_CONTINUE in self.features,
         )
         self.attempts[claimed.job_id] = attempt
         self.fleet.update(self)
