@@ -75,16 +75,15 @@ class Fleet(Generic[MemberT]):
         self._members.pop(member.worker_id, None)
         self._leave_bucket(member.worker_id)
 
-    def choose(self, *, needs: str | None = None, avoid: str | None = None) -> MemberT | None:
+    def choose(self, *, needs: str | None = None) -> MemberT | None:
         """Return the worker that gets the next job, or None when all slots (of those that can do it) are taken.
 
         Args:
             needs: a feature that the worker must have announced.
-            avoid: the id of a worker that must not get it.
         """
         for load in sorted(self._buckets):
             for member in self._buckets[load].values():
-                if (needs is None or needs in member.features) and member.worker_id != avoid:
+                if needs is None or needs in member.features:
                     return member
         return None
 

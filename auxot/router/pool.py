@@ -218,16 +218,14 @@ class Pool:
         self.queue.bell.ring()
 
     def _continue(self, rest: ClaimedJob, open_job: OpenJob | None) -> None:
-        """Give the rest of an answer to a worker that can go on with it, not at once to the one that failed."""
+        """Give the rest of an answer to a worker that can go on with it."""
         if open_job is None or open_job.ended:
             return
-        may_wait = trio.current_time() < open_job.continue_by
-        avoid = open_job.record.worker_id if may_wait else None
-        session = self.fleet.choose(needs=FEATURE_CONTINUE, avoid=avoid)
+        session = self.fleet.choose(needs=FEATURE_CONTINUE)
         if session is not None:
             self.log.info("job.continued", job_id=rest.job_id, worker_id=session.worker_id, attempt=rest.attempt)
             session.start(rest, open_job)
-        elif may_wait or self.fleet.can(FEATURE_CONTINUE):
+        elif self.fleet.can(FEATURE_CONTINUE) or trio.current_time() < open_job.continue_by:
             self._held.append(rest)
         else:
             open_job.fail(LOST)
