@@ -31,6 +31,7 @@ PURE = (
     "auxot.demo.tiny_model",
     "auxot.router.cors",
     "auxot.router.dialects*",
+    "auxot.router.draft",
     "auxot.router.forward_table",
     "auxot.router.headers",
     "auxot.router.models",

@@ -8,6 +8,8 @@ message that is sent only to a peer that has announced the matching feature:
                                                         which of forwarded.PROBES this worker's llama-server can do
     job.params, job.attempt, message.name, message.reasoning_content, function.strict
     token.choice, token.logprobs
+    job that goes on with the answer of a lost worker   sent only to a worker that announces FEATURE_CONTINUE: its last
+                                                        message is the assistant's, which is not repeated
     job.prompt, job.count_only, job.forward             sent only to a worker that announces the kind (FEATURE_OF_KIND)
     forward_head, forward_body                          the answer to job.forward
     tool_call_delta                                     FEATURE_DELTAS announced by the router

@@ -66,6 +66,7 @@ class Attempt:
     number: int
     open_job: OpenJob
     streams_all: bool  # the worker announced FEATURE_DELTAS: nothing is told again in `complete`
+    can_be_continued: bool = False  # the worker announced FEATURE_CONTINUE: so may others
     outcome: Outcome | None = None
     ended: trio.Event = attrs.field(factory=trio.Event)
     _text: list[str] = attrs.field(factory=list)

@@ -24,6 +24,7 @@ from auxot.core.messages import FEATURE_OF_KIND
 from auxot.core.protocol import encode
 from auxot.router.asgi import REQUEST_ID, ClientGoneError, Receive, Scope, Send, read_body, send_json
 from auxot.router.connection import Connection
+from auxot.router.draft import Draft, can_be_continued
 from auxot.router.headers import Headers, job_headers
 from auxot.router.relay import OpenJob
 from auxot.router.streaming import ClientAnswer, CollectedAnswer, StreamingAnswer, WholeAnswer
@@ -182,6 +183,7 @@ class _Exchange:
             needs=self.asked.needs or FEATURE_OF_KIND.get(job.kind),
             max_tokens=job.max_tokens,
             on_started=lambda: setattr(limit, "deadline", began + limits.job_timeout_s),
+            draft=Draft() if self.asked.stream and can_be_continued(job) else None,  # else it can begin again
         )
         try:
             with self.endpoint.pool.relay.open(open_job):

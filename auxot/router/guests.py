@@ -18,7 +18,7 @@ from auxot.core.jobs import Failed, JobEvent
 from auxot.core.logs import get_logger
 from auxot.router.letters import Cancel, Happened, Letter, Lost, Started
 from auxot.router.mailbox import Mailbox
-from auxot.router.relay import OpenJob
+from auxot.router.relay import Loss, OpenJob
 from auxot.router.sweeper import is_settled
 
 if TYPE_CHECKING:
@@ -80,14 +80,14 @@ class GuestJob(OpenJob):
             answer.post(Started(job_id=answer.job_id, attempt=answer.attempt, worker_id=""))
         super().fail(failure)
 
-    def lose(self, *, attempt: int, max_attempts: int) -> bool:  # noqa: ARG002 -- the claim counts, and says so
+    def lose(self, *, attempt: int, max_attempts: int) -> Loss:  # noqa: ARG002 -- the claim counts, and says so
         """Tell the job's router that the worker is gone; the entry is released, and withdrawn if it must not run."""
         self.cancel_attempt = None
         if self.ended:
-            return False
+            return Loss.ENDS
         self.ended = True
         self.guest_answer.post(Lost(job_id=self.record.job_id, attempt=attempt))
-        return True
+        return Loss.RESTARTS
 
 
 @attrs.define(eq=False)
@@ -97,6 +97,7 @@ class Correspondence:
     relay: Relay
     max_attempts: int
     withdraw: Callable[[OpenJob], None]  # take a job's entry out of the queue, later
+    resume: Callable[[OpenJob], None]  # have a worker of ours write the rest of a job's answer
     mailbox: Mailbox | None = None  # set once it exists; it calls us
     guests: dict[str, GuestJob] = attrs.field(factory=dict)  # running here for others, by job id
     _idle: trio.Event = attrs.field(factory=trio.Event)
@@ -113,7 +114,10 @@ class Correspondence:
             if not isinstance(letter, Lost):
                 self._post(sender, Cancel(job_id=letter.job_id))
         elif isinstance(letter, Started):
-            self._on_started(sender, letter, open_job)
+            if open_job.is_continued:  # it would begin again what a worker of ours goes on with
+                self._post(sender, Cancel(job_id=letter.job_id))
+            else:
+                self._on_started(sender, letter, open_job)
         elif self._runners.get(letter.job_id) == (sender, letter.attempt):
             self._on_news(letter, open_job)
         elif letter.attempt > open_job.record.attempt and isinstance(letter, Happened):
@@ -125,9 +129,18 @@ class Correspondence:
         return job_id in self._runners
 
     def lose(self, open_job: OpenJob, *, attempt: int) -> bool:
-        """Note that an attempt is over without an answer, and its words count no more; see `OpenJob.lose`."""
+        """Note that an attempt is over without an answer, and its words count no more.
+
+        A job that is continued is resumed here, by a worker of this router: its entry is no longer needed.
+
+        Returns:
+            Whether the job's entry may be claimed and run again, by any router.
+        """
         self._runners.pop(open_job.record.job_id, None)
-        return open_job.lose(attempt=attempt, max_attempts=self.max_attempts)
+        loss = open_job.lose(attempt=attempt, max_attempts=self.max_attempts)
+        if loss is Loss.CONTINUES:
+            self.resume(open_job)
+        return loss is Loss.RESTARTS
 
     def settled(self, job_id: str, open_job: OpenJob | None = None) -> None:
         """Forget a guest whose entry is settled. Another one of that id (a later attempt) stays."""

@@ -1,7 +1,10 @@
 """A pool: one policy, the queue of its jobs and the fleet of its workers. One today, several tomorrow.
 
     request -> submit -> stream entry -> dispatcher: claim as many as slots are free -> session.start
-    session -> settle: acknowledge, or release for another worker
+    session -> settle: acknowledge, or release for another worker, or resume: held here until a worker can go on
+
+An answer of which its client has seen a part is continued by a worker of this router, and has no entry any more: only
+here is it known what the client has.
 
 The dispatcher is the only one that claims. It sleeps on the queue's bell, which is rung by new entries, released
 entries and freed slots, and looks every second anyway.
@@ -20,7 +23,9 @@ import trio
 
 from auxot.core.errors import ErrorCode, StoreError
 from auxot.core.jobs import Failed, JobRecord
+from auxot.core.messages import FEATURE_CONTINUE
 from auxot.router.attempt import Attempt, Outcome
+from auxot.router.draft import LOST
 from auxot.router.guests import Correspondence, GuestAnswer, GuestJob
 from auxot.router.queue import ClaimedJob, JobQueue, QueuedJob
 from auxot.router.sweeper import is_settled
@@ -37,6 +42,8 @@ MAX_CLAIM = 64  # entries at once: what is claimed here cannot go to another rou
 STORE_PAUSE_S = 0.5  # after an error of the store
 WITHDRAW_TIMEOUT_S = 1.0
 LIVE_S = 1.0  # how long another router is taken to live after it was seen
+CONTINUE_WAIT_S = 5.0  # for a worker to come (back) that can go on with an answer; the client waits in mid-sentence
+_NO_ENTRY = b""  # the entry id of what is continued
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -52,13 +59,13 @@ class Pool:
     log: Logger
     quiet: trio.Event  # once set, only jobs of clients that wait here are claimed
     correspondence: Correspondence = attrs.field(init=False)
-    _unwanted: list[OpenJob] = attrs.field(factory=list)  # in the queue, but must not run again
+    _unwanted: list[bytes] = attrs.field(factory=list)  # entries that must not run again
     _live: dict[str, float] = attrs.field(factory=dict)  # other routers, and until when they are taken to live
     _held: deque[ClaimedJob] = attrs.field(factory=deque)  # claimed; only some workers can do them, and those are busy
 
     def __attrs_post_init__(self) -> None:
         self.correspondence = Correspondence(
-            relay=self.relay, max_attempts=self.max_attempts, withdraw=self._withdraw_soon
+            relay=self.relay, max_attempts=self.max_attempts, withdraw=self._withdraw_soon, resume=self._resume
         )
 
     async def submit(self, open_job: OpenJob) -> None:
@@ -76,8 +83,10 @@ class Pool:
     async def withdraw(self, open_job: OpenJob) -> None:
         """Take the entry of a job whose client has left out of the queue, unless a session has it and settles it."""
         entry_id = open_job.entry_id
-        if entry_id is None or open_job.cancel_attempt is not None:
-            return
+        if entry_id is not None and open_job.cancel_attempt is None:
+            await self._withdraw(entry_id)
+
+    async def _withdraw(self, entry_id: bytes) -> None:
         with trio.move_on_after(WITHDRAW_TIMEOUT_S, shield=True), suppress(StoreError):
             await self.queue.withdraw(entry_id)  # else the dispatcher drops it when it gets there
 
@@ -85,9 +94,12 @@ class Pool:
         """Tell the queue how a delivery ended; cancel-safe under the caller's shield."""
         if attempt.number != attempt.open_job.record.attempt:
             return  # somebody else runs it by now, and settles it: this router was taken for dead
+        open_job = attempt.open_job
+        if attempt.can_be_continued:
+            open_job.continue_by = trio.current_time() + CONTINUE_WAIT_S
         lost = attempt.outcome is Outcome.LOST
-        runs_again = lost and attempt.open_job.lose(attempt=attempt.number, max_attempts=self.max_attempts)
-        self.correspondence.settled(attempt.job_id, attempt.open_job)
+        runs_again = lost and self.correspondence.lose(open_job, attempt=attempt.number)
+        self.correspondence.settled(attempt.job_id, open_job)
         await self._settle(attempt.entry_id, runs_again=runs_again)
 
     async def run_dispatcher(self) -> None:
@@ -103,12 +115,12 @@ class Pool:
 
     async def _dispatch(self) -> None:
         """Claim and hand over until the queue is empty or every slot is taken."""
-        while self._unwanted:
-            await self.withdraw(self._unwanted.pop())
-        if self.quiet.is_set() and not len(self.relay):
-            return
         for _ in range(len(self._held)):
             await self._hand_over(self._held.popleft())
+        while self._unwanted:
+            await self._withdraw(self._unwanted.pop())
+        if self.quiet.is_set() and not len(self.relay):
+            return
         while len(self._held) < MAX_CLAIM and (free := self.fleet.n_free_slots(at_most=MAX_CLAIM)):
             claimed_jobs = await self.queue.claim(free)
             if not claimed_jobs:
@@ -120,7 +132,10 @@ class Pool:
         """Give one claimed job to the best worker; each way out settles the entry or leaves it to a session."""
         is_ours = claimed.reply_to == self.router_id
         open_job = self.relay.find(claimed.job_id) if is_ours else await self._welcome(claimed)
-        if open_job is not None and self._runs_here(open_job):
+        if claimed.entry_id == _NO_ENTRY:
+            self._continue(claimed, open_job)
+            return
+        if open_job is not None and not open_job.is_continued and self._runs_here(open_job):
             return  # this router was taken for dead: the job is its own again, and the session settles it
         if open_job is None or open_job.ended or not self._may_run(open_job, claimed):
             self.log.info("job.dropped", job_id=claimed.job_id, reason="nobody waits for it")
@@ -141,6 +156,8 @@ class Pool:
 
     def _may_run(self, open_job: OpenJob, claimed: ClaimedJob) -> bool:
         """Whether a job may run (again); one that another router ran until it died may have shown its client text."""
+        if open_job.is_continued:
+            return False
         if open_job.cancel_attempt is None:
             return True
         return self.correspondence.lose(open_job, attempt=claimed.attempt - 1)
@@ -181,8 +198,37 @@ class Pool:
         return True
 
     def _withdraw_soon(self, open_job: OpenJob) -> None:
-        self._unwanted.append(open_job)
+        if open_job.entry_id is not None:
+            self._unwanted.append(open_job.entry_id)
+            self.queue.bell.ring()
+
+    def _resume(self, open_job: OpenJob) -> None:
+        """Have the rest of an answer written by a worker of this router; whoever has its entry removes that."""
+        record = open_job.record
+        rest = ClaimedJob(
+            entry_id=_NO_ENTRY,
+            job_id=record.job_id,
+            data=open_job.rest_frame(),
+            reply_to=self.router_id,
+            meta=b"",
+            attempt=record.attempt + 1,
+            is_exhausted=False,
+        )
+        self._held.append(rest)
         self.queue.bell.ring()
+
+    def _continue(self, rest: ClaimedJob, open_job: OpenJob | None) -> None:
+        """Give the rest of an answer to a worker that can go on with it."""
+        if open_job is None or open_job.ended:
+            return
+        session = self.fleet.choose(needs=FEATURE_CONTINUE)
+        if session is not None:
+            self.log.info("job.continued", job_id=rest.job_id, worker_id=session.worker_id, attempt=rest.attempt)
+            session.start(rest, open_job)
+        elif self.fleet.can(FEATURE_CONTINUE) or trio.current_time() < open_job.continue_by:
+            self._held.append(rest)
+        else:
+            open_job.fail(LOST)
 
     async def _wait_for_worker(self, claimed: ClaimedJob, open_job: OpenJob) -> None:
         """Keep a job that not every worker can do until one that can is free; give others back: a worker has left."""
@@ -196,6 +242,8 @@ class Pool:
             await self._settle(claimed.entry_id, runs_again=False)
 
     async def _settle(self, entry_id: bytes, *, runs_again: bool) -> None:
+        if entry_id == _NO_ENTRY:
+            return
         try:
             if runs_again:
                 await self.queue.release(entry_id)

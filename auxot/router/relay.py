@@ -7,12 +7,14 @@ A job is opened before it is enqueued, so no event can come too early. When its 
 is closed: a running attempt is cancelled at its worker, a queued entry is withdrawn; a job that is being claimed at
 that moment is found closed and acknowledged without running.
 
-State of an open job:  queued -> running -> ended, or back to queued when its worker is lost and the client has
-nothing yet. Owned by the router's one event loop: each transition is synchronous.
+State of an open job:  queued -> running -> ended, or back to queued when its worker is lost: to begin again while the
+client has nothing yet, to be continued from what it has if another worker can (`draft`). Owned by the router's one
+event loop: each transition is synchronous.
 """
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +25,18 @@ import trio
 
 from auxot.core.errors import ErrorCode
 from auxot.core.jobs import Failed, Finished, JobEvent, JobRecord, PromptProgress
+from auxot.core.protocol import decode_job, encode
+from auxot.router.draft import LOST, Draft
 
 MAX_COUNTED = 1000  # jobs before one in the queue
+
+
+class Loss(enum.Enum):
+    """What becomes of a job whose worker is lost."""
+
+    ENDS = "ends"  # it has ended; the client has been told
+    RESTARTS = "restarts"  # it runs again from the beginning
+    CONTINUES = "continues"  # another worker writes the rest, see `OpenJob.rest_frame`
 
 
 class Answer(Protocol):
@@ -52,6 +64,8 @@ class OpenJob:
     max_tokens: int | None = None  # what the job asks for: original workers do not say why they stopped
     cancel_attempt: Callable[[], None] | None = None  # set while a session runs it
     on_started: Callable[[], None] | None = None  # the request learns that a worker has it
+    draft: Draft | None = None  # what the client has, if another worker could go on from there
+    continue_by: float = 0.0  # until when (trio's clock) a lost one waits for a worker that can go on
     ended: bool = False
 
     @property
@@ -59,10 +73,20 @@ class OpenJob:
         """Whether no worker has it, and it has not ended."""
         return self.cancel_attempt is None and not self.ended
 
+    @property
+    def is_continued(self) -> bool:
+        """Whether it is to be continued: nobody may run it from the beginning."""
+        return self.draft is not None and self.draft.is_continued
+
     def feed(self, event: JobEvent) -> None:
         """Pass one event on, and note the times; nothing passes after the terminal one."""
         if self.ended:
             return
+        if self.draft is not None:
+            as_seen = self.draft.take(event)
+            if as_seen is None:
+                return
+            event = as_seen
         record = self.record
         if isinstance(event, (Finished, Failed)):
             self._end(event)
@@ -88,23 +112,43 @@ class OpenJob:
         if self.on_started is not None:
             self.on_started()
 
-    def lose(self, *, attempt: int, max_attempts: int) -> bool:
-        """Note that the worker is gone; True when the job may run again, else the client has been told."""
+    def lose(self, *, attempt: int, max_attempts: int) -> Loss:
+        """Note that the worker is gone, and decide what becomes of the job."""
         self.cancel_attempt = None
         if self.ended:
-            return False
+            return Loss.ENDS
         if attempt >= max_attempts:
             self.fail(Failed(ErrorCode.WORKER_LOST, f"given up: {attempt} workers were lost while they ran this job"))
-            return False
-        if not self.answer.restart():
-            self.fail(Failed(ErrorCode.WORKER_LOST, "the worker was lost in the middle of the answer"))
-            return False
-        self.record.first_event_at = None
-        return True
+            return Loss.ENDS
+        if not self.is_continued and self.answer.restart():
+            self.record.first_event_at = None
+            self.draft = None if self.draft is None else Draft()
+            return Loss.RESTARTS
+        return self._lose_midway()
+
+    def _lose_midway(self) -> Loss:
+        """Decide about a job of whose answer the client has seen a part."""
+        draft = self.draft
+        if draft is None or not draft.has_text:
+            self.fail(LOST)
+        elif draft.is_full(self.max_tokens):
+            self._tell(draft.finished_full())
+        else:
+            draft.begin_rest()
+            return Loss.CONTINUES
+        return Loss.ENDS
+
+    def rest_frame(self) -> bytes:
+        """Return the job message that asks for what the client has not got yet; once `lose` said CONTINUES."""
+        assert self.draft is not None
+        return encode(self.draft.rest_of(decode_job(self.frame)))
 
     def fail(self, failure: Failed) -> None:
         """End the job with an error, and send it on at once."""
-        self.feed(failure)
+        self._tell(failure)
+
+    def _tell(self, event: Finished | Failed) -> None:
+        self.feed(event)
         self.answer.flush()
 
 

@@ -3,7 +3,8 @@
     starting  hello accepted, no jobs yet (a policy connection stays here until it leaves)
     ready     `config` came: jobs flow, at most `n_slots`
     quiet     no new jobs; the running ones finish
-    gone      the socket is over: running jobs are released, or failed when the client has seen text of them
+    gone      the socket is over: running jobs are released; continued elsewhere, or failed, when their clients have
+              seen text of them
 
 The receive loop owns the session: when it ends, for whatever reason, everything here ends. It never blocks on a job:
 events are written to the clients' sockets at once, grouped by read, so a token costs no task switch (budget: 10 us
@@ -22,6 +23,7 @@ import trio
 from auxot.core.errors import ErrorCode, ProtocolError
 from auxot.core.jobs import Failed
 from auxot.core.messages import (
+    FEATURE_CONTINUE,
     FEATURE_DELTAS,
     PENDING_BACKEND,
     Cancel,
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 MAX_SLOTS = 1024  # a worker that announces more is believed this far
 MAX_BAD_MESSAGES = 100  # then the connection is dropped: it is not a worker
 MAX_LOGGED_CHARS = 500  # of what a worker says of itself
+PAUSE_S = 0.5  # without jobs for a worker that gave one back
 SETTLE_TIMEOUT_S = 2.0  # for the queue to hear how a job ended, also while everything is being cancelled
 JobMessage = Token | ToolCallDeltaMessage | PromptProgressMessage | ForwardHead | ForwardBody | Complete | Error
 _HEARTBEAT_ACK = encode(HeartbeatAck())
@@ -89,6 +92,7 @@ class Session:
     _nursery: trio.Nursery | None = None
     _liveness: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     _n_foreign: int = 0
+    _n_pauses: int = 0  # under way
 
     @property
     def n_running(self) -> int:
@@ -97,8 +101,8 @@ class Session:
 
     @property
     def n_slots(self) -> int:
-        """Jobs that it can have at once; 0 unless it is ready."""
-        return self._n_slots if self.state is State.READY else 0
+        """Jobs that it can have at once; 0 unless it is ready, and for a moment after it has given one back."""
+        return self._n_slots if self.state is State.READY and not self._n_pauses else 0
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -131,6 +135,7 @@ class Session:
             number=claimed.attempt,
             open_job=open_job,
             streams_all=self._streams_all,
+            can_be_continued=FEATURE_CONTINUE in self.features,
         )
         self.attempts[claimed.job_id] = attempt
         self.fleet.update(self)
@@ -213,6 +218,8 @@ class Session:
             self._free_slot(attempt)
         else:
             attempt.on_error(message)
+            if attempt.outcome is Outcome.LOST:
+                self._pause()
             self._free_slot(attempt)
 
     def _on_other_message(self, message: WorkerMessage, written: dict[Answer, None]) -> None:
@@ -287,6 +294,21 @@ class Session:
             self.socket.send(encode(Cancel(job_id=attempt.job_id)))
             attempt.end(Outcome.CANCELLED)
             self._free_slot(attempt)
+
+    def _pause(self) -> None:
+        """Send no jobs for a moment: a worker whose llama-server has died says so a little later than of its jobs.
+
+        Until then the same job could come back as often as it may run at all.
+        """
+        self._n_pauses += 1
+        assert self._nursery is not None
+        self._nursery.start_soon(self._end_pause)
+
+    async def _end_pause(self) -> None:
+        await trio.sleep(PAUSE_S)
+        self._n_pauses -= 1
+        if self.state is State.READY:
+            self.fleet.update(self)
 
     def _free_slot(self, attempt: Attempt) -> None:
         if self.attempts.pop(attempt.job_id, None) is not None:

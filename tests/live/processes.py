@@ -122,7 +122,8 @@ def wait_until(condition: Callable[[], Any], *, what: str, daemon: Daemon | None
 def running_daemon(folder: Path, name: str, program: str, **variables: str) -> Iterator[Daemon]:
     """Run an installed program for the length of the block, in an environment of its own; killed if it must be."""
     log_path = folder / f"{name}.log"
-    environ = {"PATH": os.environ["PATH"], "HOME": str(folder), **variables}
+    passed_on = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
+    environ = {**passed_on, "HOME": str(folder), **variables}
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [Path(sys.executable).with_name(program)], env=environ, cwd=folder, stdout=log, stderr=log
