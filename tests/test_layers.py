@@ -31,10 +31,13 @@ PURE = (
     "auxot.demo.tiny_model",
     "auxot.router.cors",
     "auxot.router.dialects*",
+    "auxot.router.fair_queue",
     "auxot.router.forward_table",
     "auxot.router.headers",
+    "auxot.router.keyring",
     "auxot.router.models",
     "auxot.router.openapi*",
+    "auxot.router.quotas",
     "auxot.worker.toolcalls",
 )
 NOT_IN_PURE = (

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import trio
@@ -24,7 +24,8 @@ import trio
 from auxot.core.errors import ErrorCode
 from auxot.core.jobs import Failed, Finished, JobEvent, JobRecord, PromptProgress
 
-MAX_COUNTED = 1000  # jobs before one in the queue
+if TYPE_CHECKING:
+    from auxot.router.admission import Place
 
 
 class Answer(Protocol):
@@ -52,6 +53,7 @@ class OpenJob:
     max_tokens: int | None = None  # what the job asks for: original workers do not say why they stopped
     cancel_attempt: Callable[[], None] | None = None  # set while a session runs it
     on_started: Callable[[], None] | None = None  # the request learns that a worker has it
+    place: Place | None = None  # of a job of ours
     ended: bool = False
 
     @property
@@ -139,22 +141,6 @@ class Relay:
     def find(self, job_id: str) -> OpenJob | None:
         """Return the open job of that id, or None when its client has left."""
         return self._jobs.get(job_id)
-
-    def n_ahead(self, job_id: str) -> int | None:
-        """Return how many jobs are before one in the queue; None if it does not wait.
-
-        Counted are the jobs that this router has accepted, at most MAX_COUNTED of them: good enough for a note, and
-        cheap enough for thousands that wait. Those of other routers on the same Redis are not seen.
-        """
-        asking = self._jobs.get(job_id)
-        if asking is None or not asking.waits:
-            return None
-        n_ahead = 0
-        for open_job in self._jobs.values():  # in the order in which they came
-            if open_job is asking or n_ahead == MAX_COUNTED:
-                break
-            n_ahead += open_job.waits
-        return n_ahead
 
     def fail_all(self, failure: Failed) -> None:
         """End every open job with an error, and let its worker go."""
