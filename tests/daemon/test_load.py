@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import httpx
+import orjson
 import pytest
 import trio
 import trio.testing
@@ -12,7 +14,7 @@ import trio.testing
 from auxot.core.errors import ConfigError
 from auxot.core.keys import CHEAP, Role, generate_key, hash_key, key_digest
 from auxot.router import key_file
-from tests.daemon.harness import RunningRouter, chat_body, running_router, scripted_worker, until
+from tests.daemon.harness import API_KEY, RunningRouter, chat_body, running_router, scripted_worker, until
 
 OPENAI, ANTHROPIC = "/v1/chat/completions", "/v1/messages"
 KEY_A, KEY_B = generate_key(Role.API), generate_key(Role.API)
@@ -39,6 +41,10 @@ async def serve_all(worker, order: list[str], n_jobs: int) -> None:
         job = await worker.next_job()
         order.append(job["messages"][0]["content"])
         await worker.complete(job, full_response="ok")
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def n_waiting_of(running: RunningRouter, name: str) -> int:
@@ -83,6 +89,31 @@ async def test_bytes_that_wait_are_bounded():
             assert running.router.pool.admission.waiting.n_bytes <= 8 * mib
             nursery.cancel_scope.cancel()
         await until(lambda: n_waiting(running) == 0)
+
+
+async def test_memory_stays_under_three_times_the_bytes_that_may_wait():
+    """The bound of the bytes would say nothing of the memory."""
+    mib = 1024 * 1024
+    body = orjson.dumps(chat_body(messages=[{"role": "user", "content": "x" * mib}]))
+    head = (
+        f"POST {OPENAI} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {API_KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    refused: list[bytes] = []
+    async with running_router(max_queue_bytes=32 * mib) as running, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            stream = await trio.open_tcp_stream("127.0.0.1", running.port)
+            async with stream:
+                await stream.send_all(head.encode() + body)
+                refused.append(await stream.receive_some(12))
+
+        before = resident_bytes()
+        for _ in range(100):
+            nursery.start_soon(send)
+        await until(lambda: len(refused) == 69)
+        assert set(refused) == {b"HTTP/1.1 429"}
+        assert resident_bytes() - before < (3 * 32 + 32) * mib
+        nursery.cancel_scope.cancel()
 
 
 async def test_one_job_of_a_key_is_not_behind_a_thousand_of_another(tmp_path):

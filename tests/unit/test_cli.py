@@ -17,6 +17,7 @@ from auxot.config import load_router_config
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError, LlamaError
 from auxot.core.keys import CHEAP, Role, generate_key, hash_key, key_digest, verify_key
+from auxot.router.keyring import parse_keys
 
 ROOT = Path(auxot.__file__).parent.parent
 HASH = hash_key(generate_key(Role.API), CHEAP)
