@@ -179,15 +179,22 @@ def _setup_parser() -> Parser:
     parser.add_argument("--fly", action="store_true", help="show the commands for Fly.io")
     parser.add_argument("--cli", action="store_true", help="for workers that run coding assistants")
     parser.add_argument("--new-tools-key", action="store_true", help="make one key for tools workers, nothing else")
+    parser.add_argument("--new-api-key", metavar="NAME", help="make one more API key, for the file of API keys")
     return parser
 
 
 def _setup(argv: Sequence[str]) -> int:
     options = _setup_parser().parse_args(argv)
-    if options.new_tools_key + options.fly + (options.cli or options.write_env) > 1:
-        raise ConfigError("--new-tools-key and --fly stand alone; only --cli and --write-env go together")
+    alone = (options.new_tools_key, options.fly, options.new_api_key is not None, options.cli or options.write_env)
+    if sum(alone) > 1:
+        raise ConfigError(
+            "--new-api-key, --new-tools-key and --fly stand alone; only --cli and --write-env go together"
+        )
     if options.new_tools_key:
         _say(setup.tools_key_text(setup.make_key(Role.TOOLS)))
+        return 0
+    if options.new_api_key is not None:
+        _say(setup.api_key_text(options.new_api_key))
         return 0
     settings = setup.settings_for(model=options.model, is_cli=options.cli)
     file = Path.cwd() / DOTENV

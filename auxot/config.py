@@ -105,6 +105,15 @@ class RouterConfig:
             help="hash of the key that API callers show; `auxot-router setup` makes one",
         ),
     )
+    api_keys_file: Path | None = attrs.field(
+        default=None,
+        metadata=knob(
+            "AUXOT_API_KEYS_FILE",
+            kinds.path(),
+            help="TOML file of further API keys with names and limits, read again when it changes; "
+            "`auxot-router setup --new-api-key NAME` makes an entry",
+        ),
+    )
     tools_key_hash: str | None = attrs.field(
         default=None,
         repr=False,
@@ -201,6 +210,22 @@ class RouterConfig:
             kinds.duration(0.1, 3600),
             help="silence after which a stream gets a comment, with its place in the queue or the progress of its "
             "prompt",
+        ),
+    )
+    max_queue: int = attrs.field(
+        default=10_000,
+        metadata=knob(
+            "AUXOT_MAX_QUEUE",
+            kinds.integer(1, 1_000_000),
+            help="requests that may wait for a free slot; more are refused with 429 (Anthropic's: 529)",
+        ),
+    )
+    max_queue_bytes: int = attrs.field(
+        default=1024 * 1024 * 1024,
+        metadata=knob(
+            "AUXOT_MAX_QUEUE_BYTES",
+            kinds.integer(1024 * 1024, 1024**4),
+            help="bytes of the requests that wait; the router's memory may grow to three times that",
         ),
     )
     max_attempts: int = attrs.field(

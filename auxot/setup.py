@@ -15,7 +15,7 @@ import attrs
 
 from auxot.config import DEFAULT_MODEL
 from auxot.core.errors import AuxotError, ConfigError
-from auxot.core.keys import STANDARD, Profile, Role, generate_key, hash_key
+from auxot.core.keys import KEY_NAME, STANDARD, Profile, Role, generate_key, hash_key, key_digest
 
 DEFAULT_CLI_MODEL = "opus"
 TOOLS_VARIABLE = "AUXOT_TOOLS_KEY_HASH"
@@ -114,6 +114,31 @@ def tools_key_text(key: NewKey) -> str:
     """Return the text of `setup --new-tools-key`."""
     what_to_do = "Put this line into the router's .env file in place of the old one, and restart the router:"
     return "\n\n".join([key_text({key.role: key}), what_to_do, hash_line(key)])
+
+
+def api_key_text(name: str) -> str:
+    """Return the text of `setup --new-api-key`: a key, and its entry for the file of API keys.
+
+    Raises:
+        ConfigError: the name cannot be one of a key.
+    """
+    if not KEY_NAME.fullmatch(name) or name == "default":
+        raise ConfigError(f"{name!r} cannot be the name of a key: letters, digits and ._@-, at most 64, not 'default'")
+    key = generate_key(Role.API)
+    usage = "\n".join(f"  {line}" for line in _USAGE[Role.API])
+    entry = "\n".join(
+        [
+            "[[key]]",
+            f'name = "{name}"',
+            f'sha256 = "{key_digest(key).hex()}"',
+            "# max_concurrent = 8",
+            "# requests_per_minute = 600",
+            '# priority = "batch"',
+            "# weight = 2",
+        ]
+    )
+    what_to_do = "Put this into the file that AUXOT_API_KEYS_FILE names; a running router reads it within seconds:"
+    return "\n\n".join([f"API key {name}:  {key}\n{usage}", _SAVE_NOW, what_to_do, entry])
 
 
 def settings_for(*, model: str | None, is_cli: bool) -> dict[str, str]:

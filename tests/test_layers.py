@@ -32,10 +32,13 @@ PURE = (
     "auxot.router.cors",
     "auxot.router.dialects*",
     "auxot.router.draft",
+    "auxot.router.fair_queue",
     "auxot.router.forward_table",
     "auxot.router.headers",
+    "auxot.router.keyring",
     "auxot.router.models",
     "auxot.router.openapi*",
+    "auxot.router.quotas",
     "auxot.worker.toolcalls",
 )
 NOT_IN_PURE = (

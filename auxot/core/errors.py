@@ -12,8 +12,8 @@
     |- LinkError            the worker's connection to its router ended or could not be made
     '- LlamaError           llama-server is missing, does not start, or answered with an error
 
-`ErrorCode` is the inner name of a failure. Its HTTP status stands beside it, here and nowhere else; how a
-dialect words it is the dialect's own affair.
+`ErrorCode` is the inner name of a failure. Its HTTP status stands beside it; a dialect may have one of its
+own for it (`Dialect.status`), and how it words it is the dialect's own affair.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class ErrorCode(enum.Enum):
     REQUEST_TIMEOUT = ("request_timeout", 408)
     TOO_LARGE = ("too_large", 413)
     RATE_LIMITED = ("rate_limited", 429)
+    OVERLOADED = ("overloaded", 429)
     WORKER_FAILED = ("worker_failed", 500)
     INTERNAL = ("internal", 500)
     NOT_IMPLEMENTED = ("not_implemented", 501)

@@ -339,6 +339,7 @@ class JobRecord:
     accepted_at: float
     router_id: str = ""
     request_id: str = ""
+    key_name: str = ""  # whose key asked for it
     queued_at: float | None = None
     claimed_at: float | None = None
     sent_at: float | None = None

@@ -32,6 +32,8 @@ SALT_BYTES = 16
 HASH_BYTES = 32
 N_SHOWN_CHARS = 8  # what a log or a list may show of a key: the prefix and 24 of 256 bits
 
+# A name for a key of a file of keys; for logs too, so it is plain.
+KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 # Any prefix: other Auxot products use others (gpu_, agent_), and only the hash decides what a key opens.
 _KEY = re.compile(r"[a-z]{2,8}_[A-Za-z0-9_-]{43}")
 _PHC = re.compile(

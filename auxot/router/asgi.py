@@ -45,7 +45,7 @@ async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int) -> byte
     """
     declared = header(scope, b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
-        await _discard(receive)
+        await discard_body(receive)
         raise _too_large(limit_bytes)
     try:
         with trio.fail_after(BODY_TIMEOUT_S):
@@ -64,14 +64,14 @@ async def _read_chunks(receive: Receive, *, limit_bytes: int) -> bytes:
             raise ClientGoneError
         n_bytes += len(message["body"])
         if n_bytes > limit_bytes:
-            await _discard(receive)
+            await discard_body(receive)
             raise _too_large(limit_bytes)
         chunks.append(message["body"])
         if not message.get("more_body"):
             return b"".join(chunks)
 
 
-async def _discard(receive: Receive) -> None:
+async def discard_body(receive: Receive) -> None:
     """Read on for a moment: a client that is still sending would see a reset instead of the answer."""
     with trio.move_on_after(_DISCARD_S):
         while (message := await receive())["type"] == "http.request" and message.get("more_body"):

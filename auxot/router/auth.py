@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 import attrs
 import trio
@@ -27,6 +28,7 @@ import trio
 from auxot.core.errors import ErrorCode, InvalidKeyError, RefusedError
 from auxot.core.keys import Role, has_key_shape, key_digest, parse_hash, verify_key
 from auxot.core.logs import get_logger
+from auxot.router.keyring import NamedKey, Principal
 
 RETRY_AFTER_S = 2
 
@@ -97,14 +99,16 @@ class Limits:
 
 @attrs.define(eq=False)
 class _Check:
-    """A verification that is under way. `is_right` stays None if it was given up."""
+    """A verification that is under way."""
 
     done: trio.Event = attrs.field(factory=trio.Event)
-    is_right: bool | None = None
 
 
 class KeyVerifier:
-    """Checks keys against the configured hashes, one for each role."""
+    """Checks keys against the configured hashes: one for each role, and those of named API keys.
+
+    A named key that is kept as a SHA-256 digest is found at once; Argon2id hashes are tried one after the other.
+    """
 
     def __init__(
         self,
@@ -128,27 +132,40 @@ class KeyVerifier:
         self._hashes = {role: phc for role, phc in hashes.items() if phc}
         for phc in self._hashes.values():
             parse_hash(phc)
+        self._phc: dict[Role, dict[str, Principal]] = {role: {phc: Principal()} for role, phc in self._hashes.items()}
+        self._by_digest: dict[bytes, Principal] = {}  # looked up as it is: nobody can steer what a digest begins with
+        self._generation = 0  # of the named keys
         self._ttl_s = ttl_s
         self._limits = limits
         self._clock = clock
-        self._accepted: dict[_Id, float] = {}  # until when; one key fits a hash: as many entries as roles
+        self._accepted: dict[_Id, tuple[float, str]] = {}  # until when, and which hash: as many entries as hashes
         self._refused: OrderedDict[_Id, float] = OrderedDict()  # until when, latest last
         self._checks: dict[_Id, _Check] = {}
         self._n_waiters = 0
         self._strangers = trio.CapacityLimiter(limits.n_threads)
         self._known = trio.CapacityLimiter(1)
 
+    def replace_keys(self, keys: Iterable[NamedKey]) -> None:
+        """Put these named API keys in the place of those before; who is no longer among them is out at once."""
+        keys = tuple(keys)
+        self._by_digest = {key.digest: key.principal for key in keys if key.digest is not None}
+        own = self._hashes.get(Role.API)
+        named = {key.phc: key.principal for key in keys if key.phc is not None}
+        self._phc[Role.API] = {**named, **({own: Principal()} if own else {})}
+        self._accepted = {who: known for who, known in self._accepted.items() if known[1] in self._phc[who[0]]}
+        self._refused.clear()  # one of them may be right by now
+        self._generation += 1
+
     def cached(self, key: str, role: Role) -> bool | None:
         """Tell what is known about a key without waiting: right, wrong, or None when it has to be verified."""
-        if role not in self._hashes or not has_key_shape(key):
-            return False
-        return self._recall((role, key_digest(key)))
+        found = self._recall(key, role)
+        return found if found is None else found is not False
 
-    async def verify(self, key: str, role: Role, *, refusal: str = OPENAI_INVALID_KEY) -> None:
-        """Return if the key opens that role; at once, without a checkpoint, if that is known.
+    async def verify(self, key: str, role: Role, *, refusal: str = OPENAI_INVALID_KEY) -> Principal:
+        """Return whose key it is, if it opens that role; at once, without a checkpoint, if that is known.
 
         Cancel-safe: a check that others wait for goes on for them. A check that has begun runs to its end in its
-        thread (0.3 s), and a cancelled caller leaves only then.
+        thread (0.3 s a hash), and a cancelled caller leaves only then.
 
         Args:
             key: what the caller showed, any text.
@@ -158,26 +175,29 @@ class KeyVerifier:
         Raises:
             RefusedError: UNAUTHENTICATED: not the right key. UNAVAILABLE: too many keys are being checked.
         """
-        is_right = self.cached(key, role)
-        if is_right is None:
-            is_right = await self._find_out(key, (role, key_digest(key)))
-        if not is_right:
+        found = self._recall(key, role)
+        if found is None:
+            found = await self._find_out(key, (role, key_digest(key)))
+        if found is False:
             raise RefusedError(ErrorCode.UNAUTHENTICATED, refusal)
+        return found
 
-    async def _find_out(self, key: str, who: _Id) -> bool:
+    async def _find_out(self, key: str, who: _Id) -> Principal | Literal[False]:
         """Check a key, or wait for the check that is under way; if that is given up, the next waiter takes over."""
-        while (check := self._checks.get(who)) is not None:
-            await self._wait(check)
-            if check.is_right is not None:
-                return check.is_right
-        check = self._checks[who] = self._admit(who)
-        try:
-            check.is_right = await self._compute(key, who)
-        finally:
-            del self._checks[who]
-            check.done.set()
-        self._remember(who, is_right=check.is_right)
-        return check.is_right
+        while (found := self._recall(key, who[0])) is None:
+            if (check := self._checks.get(who)) is not None:
+                await self._wait(check)
+                continue
+            check = self._checks[who] = self._admit(who)
+            generation = self._generation
+            try:
+                phc = await self._compute(key, who)
+            finally:
+                del self._checks[who]
+                check.done.set()
+            if generation == self._generation or phc in self._phc[who[0]]:  # else the right hash may be a new one
+                self._remember(who, phc)
+        return found
 
     def _admit(self, who: _Id) -> _Check:
         if len(self._checks) >= self._limits.max_checks and who not in self._accepted:
@@ -193,28 +213,46 @@ class KeyVerifier:
         finally:
             self._n_waiters -= 1
 
-    async def _compute(self, key: str, who: _Id) -> bool:
+    async def _compute(self, key: str, who: _Id) -> str | None:
+        """Return the hash that is this key's, or None."""
         limiter = self._known if who in self._accepted else self._strangers
+        hashes = list(self._phc[who[0]])
+        if who in self._accepted:
+            hashes.sort(key=lambda phc: phc != self._accepted[who][1])  # the one of last time first
         try:
-            return await trio.to_thread.run_sync(verify_key, key, self._hashes[who[0]], limiter=limiter)
+            return await trio.to_thread.run_sync(_first_match, key, hashes, limiter=limiter)
         except InvalidKeyError as exc:  # the hash is well-formed, so Argon2 got no memory or no threads
             _log.error("auth.check_failed", role=who[0].name, error=exc)
             raise _too_busy() from exc
 
-    def _recall(self, who: _Id) -> bool | None:
-        if self._accepted.get(who, 0.0) > (now := self._clock()):
-            return True
+    def _recall(self, key: str, role: Role) -> Principal | Literal[False] | None:
+        """Return what is known of a key: whose it is, False if it is wrong, None if nothing."""
+        if not has_key_shape(key):
+            return False
+        digest = key_digest(key)
+        if role is Role.API and (named := self._by_digest.get(digest)) is not None:
+            return named
+        if not self._phc.get(role):
+            return False
+        who, now = (role, digest), self._clock()
+        until, phc = self._accepted.get(who, (0.0, ""))
+        if until > now:
+            return self._phc[role][phc]
         return False if self._refused.get(who, 0.0) > now else None
 
-    def _remember(self, who: _Id, *, is_right: bool) -> None:
+    def _remember(self, who: _Id, phc: str | None) -> None:
         until = self._clock() + self._ttl_s
-        if is_right:
-            self._accepted[who] = until
+        if phc is not None:
+            self._accepted[who] = (until, phc)
             return
         self._refused[who] = until
         self._refused.move_to_end(who)
         if len(self._refused) > self._limits.max_refused:
             self._refused.popitem(last=False)
+
+
+def _first_match(key: str, hashes: Iterable[str]) -> str | None:
+    return next((phc for phc in hashes if verify_key(key, phc)), None)
 
 
 def _too_busy() -> RefusedError:

@@ -1,6 +1,6 @@
 """One request that becomes a job, from its first byte to the last byte of its answer.
 
-    key -> body -> ask (dialect.parse) -> relay.open -> queue -> (worker) -> answer -> client
+    key -> a place in line -> body -> ask (dialect.parse) -> relay.open -> queue -> (worker) -> answer -> client
 
 Plain ASGI, because a web framework would double the cost of a short request. Beside the task that answers runs one
 that waits for the client to leave and for the request's time to run out: leaving cancels everything, and the worker
@@ -12,6 +12,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import attrs
@@ -22,7 +23,8 @@ from auxot.core.jobs import Failed, Job, JobRecord, Transcript
 from auxot.core.keys import Role
 from auxot.core.messages import FEATURE_OF_KIND
 from auxot.core.protocol import encode
-from auxot.router.asgi import REQUEST_ID, ClientGoneError, Receive, Scope, Send, read_body, send_json
+from auxot.router.admission import Place, declared_bytes
+from auxot.router.asgi import REQUEST_ID, ClientGoneError, Receive, Scope, Send, discard_body, read_body, send_json
 from auxot.router.connection import Connection
 from auxot.router.draft import Draft, can_be_continued
 from auxot.router.headers import Headers, job_headers
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from auxot.router.models import Catalog
     from auxot.router.pool import Pool
 
-RETRY_AFTER_S = 5  # for a client that is turned away; measured drain rates come with the bounded queue
+RETRY_AFTER_S = 5  # for a client that is turned away for another reason than a full queue
 _TRY_AGAIN = (ErrorCode.UNAVAILABLE, ErrorCode.RATE_LIMITED)
 
 
@@ -88,14 +90,30 @@ class Endpoint:
         accepted_at = time.time()
         if self.quiet.is_set():
             raise RefusedError(ErrorCode.UNAVAILABLE, "the router is shutting down", retry_after_s=RETRY_AFTER_S)
-        await self.verifier.verify(self.find_key(scope["headers"]), Role.API, refusal=self.wrong_key)
+        principal = await self.verifier.verify(self.find_key(scope["headers"]), Role.API, refusal=self.wrong_key)
+        n_bytes = declared_bytes(scope["headers"], at_most=self.limits.max_body_bytes)
+        with ExitStack() as stack:
+            try:
+                place = stack.enter_context(self.pool.admission.enter(principal, n_bytes=n_bytes))
+            except RefusedError:
+                await discard_body(receive)
+                raise
+            await self._serve_admitted(scope, receive, send, place=place, accepted_at=accepted_at)
+
+    async def _serve_admitted(
+        self, scope: Scope, receive: Receive, send: Send, *, place: Place, accepted_at: float
+    ) -> None:
         body = await read_body(scope, receive, limit_bytes=self.limits.max_body_bytes)
         asked = self.ask(scope, body, now=accepted_at)
         del body  # megabytes, while the answer may take minutes
         record = JobRecord(
-            job_id=asked.job.job_id, accepted_at=accepted_at, router_id=self.router_id, request_id=scope[REQUEST_ID]
+            job_id=asked.job.job_id,
+            accepted_at=accepted_at,
+            router_id=self.router_id,
+            request_id=scope[REQUEST_ID],
+            key_name=place.principal.name,
         )
-        exchange = _Exchange(endpoint=self, asked=asked, record=record, receive=receive, send=send)
+        exchange = _Exchange(endpoint=self, asked=asked, record=record, place=place, receive=receive, send=send)
         try:
             await exchange.run()
         except RefusedError as exc:
@@ -133,7 +151,7 @@ class Endpoint:
             make_encoder,
             connection,
             keep_alive_s=self.limits.keep_alive_s,
-            n_ahead=lambda: self.pool.relay.n_ahead(job_id),
+            n_ahead=lambda: self.pool.n_ahead(job_id),
         )
 
     @property
@@ -147,6 +165,7 @@ class Endpoint:
             "job.finished",
             job_id=record.job_id,
             request_id=record.request_id,
+            key_name=record.key_name,
             dialect=self.name,
             stream=stream,
             outcome=record.outcome,
@@ -168,6 +187,7 @@ class _Exchange:
     endpoint: Endpoint
     asked: Asked
     record: JobRecord
+    place: Place
     receive: Receive
     send: Send
 
@@ -176,13 +196,21 @@ class _Exchange:
         limits, job = self.endpoint.limits, self.asked.job
         began = trio.current_time()
         limit = trio.CancelScope(deadline=began + min(limits.queue_timeout_s, limits.job_timeout_s))
+        admission, place, frame = self.endpoint.pool.admission, self.place, encode(job)
+        admission.resize(place, len(frame))
+
+        def on_started() -> None:
+            limit.deadline = began + limits.job_timeout_s
+            admission.on_started(place)
+
         open_job = OpenJob(
             record=self.record,
             answer=self.asked.answer,
-            frame=encode(job),
+            frame=frame,
+            place=place,
             needs=self.asked.needs or FEATURE_OF_KIND.get(job.kind),
             max_tokens=job.max_tokens,
-            on_started=lambda: setattr(limit, "deadline", began + limits.job_timeout_s),
+            on_started=on_started,
             draft=Draft() if self.asked.stream and can_be_continued(job) else None,  # else it can begin again
         )
         try:
@@ -250,7 +278,7 @@ async def send_error(
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     body = dialect.error_body(error, request_id=request_id)
-    await send_json(send, status=error.code.status, body=body, headers=headers)
+    await send_json(send, status=dialect.status(error.code), body=body, headers=headers)
 
 
 def writable_connection(scope: Scope) -> Connection | None:

@@ -56,7 +56,7 @@ class ForwardEndpoint(Endpoint):
         head = transcript.head
         if head is None:  # it ended well and said nothing: no worker of ours does that
             error = RefusedError(ErrorCode.WORKER_FAILED, "the worker sent no answer")
-            return WholeAnswer(self.dialect.error_body(error, request_id=""), error.code.status)
+            return WholeAnswer(self.dialect.error_body(error, request_id=""), self.dialect.status(error.code))
         return WholeAnswer(b"".join(transcript.payload), head.status, head.content_type)
 
 

@@ -36,12 +36,13 @@ _ERRORS = {
     404: "There is no such thing, or the model is not served.",
     408: "The body did not come in time.",
     413: "The body is too large.",
-    429: "A worker's provider limits the rate.",
+    429: "The key's limits are reached, the queue is full, or a worker's provider limits the rate; see `Retry-After`.",
     500: "The worker failed.",
     501: "No connected worker can do this, or this is not supported at all.",
     502: "The worker was lost.",
     503: "No worker was free in time, or the router is shutting down; see `Retry-After`.",
     504: "The job took too long.",
+    529: "The queue is full: Anthropic's routes say so with this status; see `Retry-After`.",
 }
 _OF_A_READ = (401, 503)
 _OF_A_JOB = tuple(_ERRORS)

@@ -208,7 +208,9 @@ class _Pages:
 
     async def on_refused(self, error: RefusedError) -> Response:
         """Answer a refusal in the form of the request's API."""
-        response = _json(self._dialect().error_body(error, request_id=_told(REQUEST_ID)), status=error.code.status)
+        dialect = self._dialect()
+        body = dialect.error_body(error, request_id=_told(REQUEST_ID))
+        response = _json(body, status=dialect.status(error.code))
         if error.retry_after_s is not None:
             response.headers["retry-after"] = str(error.retry_after_s)
         return response

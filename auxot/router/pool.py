@@ -1,6 +1,7 @@
 """A pool: one policy, the queue of its jobs and the fleet of its workers. One today, several tomorrow.
 
-    request -> submit -> stream entry -> dispatcher: claim as many as slots are free -> session.start
+    request -> submit -> (line -> releaser) -> stream entry
+    dispatcher: claim as many as slots are free -> session.start
     session -> settle: acknowledge, or release for another worker, or resume: held here until a worker can go on
 
 An answer of which its client has seen a part is continued by a worker of this router, and has no entry any more: only
@@ -33,6 +34,7 @@ from auxot.router.sweeper import is_settled
 if TYPE_CHECKING:
     from auxot.core.logs import Logger
     from auxot.core.messages import Policy
+    from auxot.router.admission import Admission
     from auxot.router.fleet import Fleet
     from auxot.router.relay import OpenJob, Relay
     from auxot.router.session import Session
@@ -54,6 +56,7 @@ class Pool:
     queue: JobQueue
     fleet: Fleet[Session]
     relay: Relay
+    admission: Admission
     router_id: str
     max_attempts: int
     log: Logger
@@ -69,16 +72,57 @@ class Pool:
         )
 
     async def submit(self, open_job: OpenJob) -> None:
-        """Put an open job into the queue.
+        """Put an open job into the queue, or into the line before it.
 
         Raises:
             StoreError: the store cannot take it.
         """
+        open_job.record.queued_at = time.time()
+        place = open_job.place
+        if place is None or self.admission.pass_now(place, open_job.record.job_id):
+            await self._enqueue(open_job)
+        else:
+            self.admission.line_up(place, open_job)
+
+    def n_ahead(self, job_id: str) -> int | None:
+        """Return about how many jobs go before one; None if it does not wait, or is unknown."""
+        open_job = self.relay.find(job_id)
+        if open_job is None or not open_job.waits:
+            return None
+        return self.admission.n_ahead(job_id) or 0  # 0 also for one that runs again: those go first
+
+    async def _enqueue(self, open_job: OpenJob) -> None:
         record = open_job.record
-        record.queued_at = time.time()
         meta = orjson.dumps({"needs": open_job.needs, "max_tokens": open_job.max_tokens})
         entry = QueuedJob(job_id=record.job_id, data=open_job.frame, reply_to=self.router_id, meta=meta)
         open_job.entry_id = await self.queue.enqueue(entry)
+
+    async def run_releaser(self) -> None:
+        """Let jobs from the line into the queue for ever, each when its turn has come."""
+        while True:
+            with trio.move_on_after(POLL_S):
+                await self.admission.bell.wait()
+            while (open_job := self.admission.next_job()) is not None:
+                await self._release(open_job)
+
+    async def _release(self, open_job: OpenJob) -> None:
+        try:
+            await self._enqueue(open_job)
+        except StoreError as exc:  # it may be in the queue or not, so it must not be put there once more
+            self.log.warning("queue.unreachable", error=str(exc))
+            open_job.fail(Failed(ErrorCode.UNAVAILABLE, "the queue cannot be reached"))
+            await self._wait_for_store()
+            return
+        if open_job.ended:  # meanwhile; its request did not know the entry
+            await self.withdraw(open_job)
+
+    async def _wait_for_store(self) -> None:
+        """Wait until the store answers: the other jobs in line need not fail."""
+        while True:
+            await trio.sleep(STORE_PAUSE_S)
+            with suppress(StoreError):
+                await self.queue.depth()
+                return
 
     async def withdraw(self, open_job: OpenJob) -> None:
         """Take the entry of a job whose client has left out of the queue, unless a session has it and settles it."""
@@ -237,6 +281,7 @@ class Pool:
             await self._settle(claimed.entry_id, runs_again=True)
         elif self.fleet.can(needs):
             self._held.append(claimed)
+            self.admission.left_queue(claimed.job_id)  # others need not wait for that
         else:
             open_job.fail(Failed(ErrorCode.NOT_IMPLEMENTED, f"no connected worker can do this ({needs})"))
             await self._settle(claimed.entry_id, runs_again=False)

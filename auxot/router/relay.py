@@ -18,7 +18,7 @@ import enum
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import trio
@@ -28,7 +28,8 @@ from auxot.core.jobs import Failed, Finished, JobEvent, JobRecord, PromptProgres
 from auxot.core.protocol import decode_job, encode
 from auxot.router.draft import LOST, Draft
 
-MAX_COUNTED = 1000  # jobs before one in the queue
+if TYPE_CHECKING:
+    from auxot.router.admission import Place
 
 
 class Loss(enum.Enum):
@@ -66,6 +67,7 @@ class OpenJob:
     on_started: Callable[[], None] | None = None  # the request learns that a worker has it
     draft: Draft | None = None  # what the client has, if another worker could go on from there
     continue_by: float = 0.0  # until when (trio's clock) a lost one waits for a worker that can go on
+    place: Place | None = None  # of a job of ours
     ended: bool = False
 
     @property
@@ -183,22 +185,6 @@ class Relay:
     def find(self, job_id: str) -> OpenJob | None:
         """Return the open job of that id, or None when its client has left."""
         return self._jobs.get(job_id)
-
-    def n_ahead(self, job_id: str) -> int | None:
-        """Return how many jobs are before one in the queue; None if it does not wait.
-
-        Counted are the jobs that this router has accepted, at most MAX_COUNTED of them: good enough for a note, and
-        cheap enough for thousands that wait. Those of other routers on the same Redis are not seen.
-        """
-        asking = self._jobs.get(job_id)
-        if asking is None or not asking.waits:
-            return None
-        n_ahead = 0
-        for open_job in self._jobs.values():  # in the order in which they came
-            if open_job is asking or n_ahead == MAX_COUNTED:
-                break
-            n_ahead += open_job.waits
-        return n_ahead
 
     def fail_all(self, failure: Failed) -> None:
         """End every open job with an error, and let its worker go."""

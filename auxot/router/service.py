@@ -1,7 +1,7 @@
 """auxot-router's main: the nursery tree, readiness, signals, and the stages of shutdown.
 
     store                              outermost: closed last
-    |- BACKGROUND: dispatcher, sweeper, this router's heartbeat
+    |- BACKGROUND: dispatcher, releaser, sweeper, the file of keys, this router's heartbeat
     '- FRONT: listeners and connections; its bound addresses are readiness
 
     TERM -> quiet: /health and new requests 503, listeners closed; jobs already accepted are still served
@@ -29,6 +29,7 @@ from auxot.core.keys import Role
 from auxot.core.logs import Logger, get_logger
 from auxot.core.messages import Policy
 from auxot.router import sweeper
+from auxot.router.admission import MIN_SHARED_WINDOW, Admission
 from auxot.router.app import App
 from auxot.router.auth import KeyVerifier
 from auxot.router.cors import Cors
@@ -38,6 +39,7 @@ from auxot.router.exchange import Limits
 from auxot.router.fleet import Fleet
 from auxot.router.front import FrontPhases, serve_front
 from auxot.router.handshake import Doorkeeper
+from auxot.router.key_file import KeyFile
 from auxot.router.mailbox import Mailbox
 from auxot.router.models import Catalog
 from auxot.router.pages import Parts
@@ -47,7 +49,11 @@ from auxot.router.relay import Relay
 from auxot.router.store import Store, open_store
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from auxot.config import RouterConfig
+    from auxot.router.keyring import NamedKey
+    from auxot.router.session import Session
 
 __all__ = ["BindError", "FrontPhases", "Router", "main", "serve"]  # FrontPhases: what `serve` is steered by
 
@@ -110,20 +116,39 @@ async def serve(
     log = get_logger(router_id=router_id)
     for warning in config.warnings:
         log.warning("config.warning", text=warning)
+    verifier = KeyVerifier(
+        {Role.WORKER: config.admin_key_hash, Role.API: config.api_key_hash, Role.TOOLS: config.tools_key_hash},
+        ttl_s=config.auth_cache_ttl_s,
+    )
     async with open_store(config.redis_url) as store:
         pool = await _open_pool(config, store=store, router_id=router_id, log=log, quiet=phases.quiet)
         async with trio.open_nursery() as background:
+            if config.api_keys_file is not None:
+                await _open_key_file(config.api_keys_file, pool=pool, verifier=verifier, background=background)
             background.start_soon(pool.run_dispatcher)
+            background.start_soon(pool.run_releaser)
             beat_s = min(config.heartbeat_interval_s, config.dead_worker_timeout_s / 3)
             background.start_soon(partial(sweeper.run, pool.queue, interval_s=config.sweep_interval_s))
             background.start_soon(partial(sweeper.keep_alive, pool.queue, interval_s=beat_s))
             if config.redis_url is not None:
                 _start_mail(pool, store, background)
-            await _serve_front(config, pool=pool, phases=phases, log=log, task_status=task_status)
+            await _serve_front(config, pool=pool, verifier=verifier, phases=phases, log=log, task_status=task_status)
             background.cancel_scope.cancel()
         with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(StoreError):
             await pool.queue.close()
     log.info("router.stopped")
+
+
+async def _open_key_file(path: Path, *, pool: Pool, verifier: KeyVerifier, background: trio.Nursery) -> None:
+    """Read the file of API keys, and watch it from then on."""
+
+    def on_keys(keys: tuple[NamedKey, ...]) -> None:
+        verifier.replace_keys(keys)
+        pool.admission.know_keys(key.principal.name for key in keys)
+
+    key_file = KeyFile(path=path, on_keys=on_keys, log=pool.log)
+    await key_file.load()
+    background.start_soon(key_file.watch)
 
 
 def _start_mail(pool: Pool, store: Store, background: trio.Nursery) -> None:
@@ -144,11 +169,19 @@ async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log:
         heartbeat_ttl_s=config.dead_worker_timeout_s,
     )
     await queue.open()
+    fleet: Fleet[Session] = Fleet(queue.bell)
+    admission = Admission(
+        max_jobs=config.max_queue,
+        max_bytes=config.max_queue_bytes,
+        n_slots=lambda: fleet.count().total_slots,
+        min_window=1 if config.redis_url is None else MIN_SHARED_WINDOW,
+    )
     return Pool(
         policy=_policy(config),
         queue=queue,
-        fleet=Fleet(queue.bell),
+        fleet=fleet,
         relay=Relay(),
+        admission=admission,
         router_id=router_id,
         max_attempts=config.max_attempts,
         log=log,
@@ -174,15 +207,12 @@ async def _serve_front(
     config: RouterConfig,
     *,
     pool: Pool,
+    verifier: KeyVerifier,
     phases: FrontPhases,
     log: Logger,
     task_status: trio.TaskStatus[Router],
 ) -> None:
     """Serve until told to be quiet, let the answers end within the grace, then close everything."""
-    verifier = KeyVerifier(
-        {Role.WORKER: config.admin_key_hash, Role.API: config.api_key_hash, Role.TOOLS: config.tools_key_hash},
-        ttl_s=config.auth_cache_ttl_s,
-    )
     doorkeeper = Doorkeeper(
         pool=pool,
         verifier=verifier,

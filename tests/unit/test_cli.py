@@ -16,7 +16,8 @@ from auxot import cli, setup
 from auxot.config import load_router_config
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError, LlamaError
-from auxot.core.keys import CHEAP, Role, generate_key, hash_key, verify_key
+from auxot.core.keys import CHEAP, Role, generate_key, hash_key, key_digest, verify_key
+from auxot.router.keyring import parse_keys
 
 ROOT = Path(auxot.__file__).parent.parent
 HASH = hash_key(generate_key(Role.API), CHEAP)
@@ -370,3 +371,19 @@ def test_trio_groups_are_unwrapped(capsys):
     )
     assert cli.run(one, []) == 3
     assert capsys.readouterr().err == "prog: refused\n"
+
+
+def test_a_new_api_key_comes_with_the_entry_that_opens_for_it(capsys):
+    """A key would be made that no router knows."""
+    assert cli.run(cli.ROUTER, ["setup", "--new-api-key", "team-a"]) == 0
+    told = capsys.readouterr().out
+    key = next(word for word in told.split() if word.startswith("rtr_"))
+    (entry,) = parse_keys(told[told.index("[[key]]") :].encode())
+    assert (entry.principal.name, entry.digest) == ("team-a", key_digest(key))
+
+
+@pytest.mark.parametrize("name", ["", "default", "a b", "x" * 65])
+def test_a_name_that_no_key_can_have_is_refused(name, capsys):
+    """An entry would be shown that the router refuses."""
+    assert cli.run(cli.ROUTER, ["setup", "--new-api-key", name]) == cli.EXIT_BAD_CONFIG
+    assert "rtr_" not in capsys.readouterr().out

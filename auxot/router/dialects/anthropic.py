@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from auxot.core.errors import RefusedError
+from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.jobs import ChoiceTranscript, Failed, Transcript, Usage
 from auxot.router.dialects import anthropic_objects as objects
 from auxot.router.dialects.anthropic_objects import AnthropicRequest, Thoughts
@@ -45,6 +45,10 @@ class _Anthropic:
     def error_body(self, error: RefusedError, *, request_id: str) -> bytes:
         """Return the JSON body of an error."""
         return objects.error_body(error, request_id=request_id)
+
+    def status(self, code: ErrorCode) -> int:
+        """Return the HTTP status of an error."""
+        return objects.status(code)
 
     def models(self, cards: Sequence[ModelCard]) -> bytes:
         """Return the JSON body of the list of models."""

@@ -44,7 +44,9 @@ _ERROR_TYPES = {
     ErrorCode.RATE_LIMITED: "rate_limit_error",
     ErrorCode.NOT_IMPLEMENTED: "not_implemented_error",
     ErrorCode.UNAVAILABLE: "overloaded_error",
+    ErrorCode.OVERLOADED: "overloaded_error",
 }
+_OVERLOADED_STATUS = 529  # Anthropic's own: its clients try again on it
 
 
 class Thoughts(enum.Enum):
@@ -72,6 +74,11 @@ def error_object(error: RefusedError, *, request_id: str) -> dict[str, Any]:
 def error_body(error: RefusedError, *, request_id: str) -> bytes:
     """Return the JSON body of an error."""
     return json_bytes(error_object(error, request_id=request_id))
+
+
+def status(code: ErrorCode) -> int:
+    """Return the HTTP status of an error."""
+    return _OVERLOADED_STATUS if code is ErrorCode.OVERLOADED else code.status
 
 
 def refusal(failed: Failed) -> RefusedError:

@@ -6,7 +6,7 @@
     RefusedError -> Dialect.error_body -> JSON                    every error, before or instead of an answer
 
 A dialect knows no HTTP, no clock and no randomness: ids and times come from its caller, so the same request and the
-same events always give the same bytes. HTTP statuses come from `error.code.status`.
+same events always give the same bytes. An error's HTTP status is `Dialect.status`.
 
 The life of a streaming answer:
 
@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import attrs
 import orjson
 
-from auxot.core.errors import RefusedError
+from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.jobs import Failed, Finish, Finished, FinishReason, Job, JobEvent, Transcript
 
 _MAX_DEPTH = 100  # of JSON in an answer; the encoder itself gives up at 254
@@ -133,6 +133,10 @@ class Dialect(Protocol):
 
     def error_body(self, error: RefusedError, *, request_id: str) -> bytes:
         """Return the JSON body of an error, in the shape that clients of this dialect parse."""
+        ...
+
+    def status(self, code: ErrorCode) -> int:
+        """Return the HTTP status of an error: the code's own, where this dialect has no other."""
         ...
 
     def models(self, cards: Sequence[ModelCard]) -> bytes:

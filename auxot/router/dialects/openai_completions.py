@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from auxot.core import sse
-from auxot.core.errors import RefusedError
+from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.jobs import (
     ChoiceTranscript,
     Failed,
@@ -80,6 +80,10 @@ class OpenAiCompletions:
     def error_body(self, error: RefusedError, *, request_id: str) -> bytes:  # noqa: ARG002 -- it stands in a header
         """Return the JSON body of an error."""
         return openai_objects.error_body(error)
+
+    def status(self, code: ErrorCode) -> int:
+        """Return the HTTP status of an error."""
+        return code.status
 
     def models(self, cards: Sequence[ModelCard]) -> bytes:
         """Return the JSON body of the list of models."""

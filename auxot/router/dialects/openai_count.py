@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import attrs
 import orjson
 
-from auxot.core.errors import RefusedError
+from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.jobs import Failed, Transcript
 from auxot.router.dialects.base import ChatRequest, Dialect, ModelCard, StreamEncoder, json_bytes
 from auxot.router.dialects.fields import parse_object
@@ -59,6 +59,10 @@ class InputTokens:
     def error_body(self, error: RefusedError, *, request_id: str) -> bytes:
         """Return the JSON body of an error."""
         return self.counted.error_body(error, request_id=request_id)
+
+    def status(self, code: ErrorCode) -> int:
+        """Return the HTTP status of an error."""
+        return self.counted.status(code)
 
     def models(self, cards: Sequence[ModelCard]) -> bytes:
         """Return the JSON body of the list of models."""

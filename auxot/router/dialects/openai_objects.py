@@ -37,12 +37,14 @@ _TYPES = {
     ErrorCode.NOT_FOUND: "not_found_error",
     ErrorCode.MODEL_NOT_FOUND: "invalid_request_error",
     ErrorCode.RATE_LIMITED: "rate_limit_error",
+    ErrorCode.OVERLOADED: "rate_limit_error",
     ErrorCode.NOT_IMPLEMENTED: "not_implemented",
 }
 _CODES = {
     ErrorCode.INVALID_REQUEST: None,  # the type says it all
     ErrorCode.UNAUTHENTICATED: "invalid_api_key",
     ErrorCode.RATE_LIMITED: "rate_limit_exceeded",
+    ErrorCode.OVERLOADED: "rate_limit_exceeded",
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from auxot.core.errors import RefusedError
+from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.jobs import (
     ChoiceTranscript,
     Failed,
@@ -62,6 +62,10 @@ class OpenAiResponses:
     def error_body(self, error: RefusedError, *, request_id: str) -> bytes:  # noqa: ARG002 -- it stands in a header
         """Return the JSON body of an error."""
         return openai_objects.error_body(error)
+
+    def status(self, code: ErrorCode) -> int:
+        """Return the HTTP status of an error."""
+        return code.status
 
     def models(self, cards: Sequence[ModelCard]) -> bytes:
         """Return the JSON body of the list of models."""

@@ -27,6 +27,7 @@ _ERROR_CODES = {
     ErrorCode.INVALID_REQUEST: "invalid_prompt",
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: "context_length_exceeded",  # Codex compacts the conversation when it sees it
     ErrorCode.RATE_LIMITED: "rate_limit_exceeded",
+    ErrorCode.OVERLOADED: "rate_limit_exceeded",
 }
 
 

@@ -9,9 +9,10 @@ import trio
 import trio.testing
 
 from auxot.core.errors import ErrorCode, InvalidKeyError, RefusedError
-from auxot.core.keys import CHEAP, Profile, Role, generate_key, hash_key
+from auxot.core.keys import CHEAP, Profile, Role, generate_key, hash_key, key_digest
 from auxot.router import auth
 from auxot.router.auth import KeyVerifier, Limits, anthropic_key, openai_key
+from auxot.router.keyring import NamedKey, Principal
 
 LIMITS = Limits()
 KEYS = {role: generate_key(role) for role in Role}
@@ -359,3 +360,43 @@ def test_verification_survives_any_header_bytes():
     key = openai_key([(b"authorization", b"Bearer \xe9\xff")])
     with pytest.raises(RefusedError):
         trio.run(functools.partial(KeyVerifier(HASHES, ttl_s=1).verify, key, Role.API))
+
+
+async def test_named_keys_are_found_by_digest_or_hash_and_go_at_once(verifier):
+    """A key of the file would not open, tell another's name, or open after it was revoked."""
+    by_digest, by_hash = generate_key(Role.API), generate_key(Role.API)
+    first = NamedKey(principal=Principal(name="a"), digest=key_digest(by_digest))
+    second = NamedKey(principal=Principal(name="b"), phc=hash_key(by_hash, CHEAP))
+    with pytest.raises(RefusedError):
+        await verifier.verify(by_hash, Role.API)  # is remembered as wrong
+    verifier.replace_keys([first, second])
+    keys = (by_digest, by_hash, KEYS[Role.API])
+    assert [(await verifier.verify(key, Role.API)).name for key in keys] == ["a", "b", "default"]
+    with pytest.raises(RefusedError):
+        await verifier.verify(by_digest, Role.WORKER)
+    renamed = NamedKey(principal=Principal(name="c"), phc=second.phc)
+    verifier.replace_keys([renamed])
+    assert [verifier.cached(key, Role.API) for key in keys] == [None, True, True]
+    assert (await verifier.verify(by_hash, Role.API)).name == "c"
+    verifier.replace_keys([])
+    for key in (by_digest, by_hash):
+        with pytest.raises(RefusedError):
+            await verifier.verify(key, Role.API)
+
+
+async def test_a_key_that_is_revoked_while_it_is_checked_does_not_open(slow):
+    """A check that began before the change would let the key in for minutes."""
+    other = generate_key(Role.API)
+    slow.replace_keys(
+        [NamedKey(principal=Principal(name="a"), phc=hash_key(other, Profile(passes=6, memory_kib=16384, lanes=1)))]
+    )
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+
+            async def ask():
+                with pytest.raises(RefusedError):
+                    await slow.verify(other, Role.API)
+
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            slow.replace_keys([])
