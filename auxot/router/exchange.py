@@ -93,12 +93,15 @@ class Endpoint:
         principal = await self.verifier.verify(self.find_key(scope["headers"]), Role.API, refusal=self.wrong_key)
         n_bytes = declared_bytes(scope["headers"], at_most=self.limits.max_body_bytes)
         with ExitStack() as stack:
+            entered: Place | RefusedError
             try:
-                place = stack.enter_context(self.pool.admission.enter(principal, n_bytes=n_bytes))
-            except RefusedError:
-                await discard_body(receive)
-                raise
-            await self._serve_admitted(scope, receive, send, place=place, accepted_at=accepted_at)
+                entered = stack.enter_context(self.pool.admission.enter(principal, n_bytes=n_bytes))
+            except RefusedError as exc:
+                entered = exc
+            if isinstance(entered, RefusedError):
+                await discard_body(receive)  # or a client that is still sending would see a reset, not the refusal
+                raise entered
+            await self._serve_admitted(scope, receive, send, place=entered, accepted_at=accepted_at)
 
     async def _serve_admitted(
         self, scope: Scope, receive: Receive, send: Send, *, place: Place, accepted_at: float
