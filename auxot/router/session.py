@@ -121,11 +121,15 @@ class Session:
                 self._nursery = session_nursery
                 session_nursery.start_soon(self.socket.drain)
                 await self._receive_until_gone(early)
+                self._leave()  # before its jobs are settled: they must not come back to it
                 session_nursery.cancel_scope.cancel()
         finally:
-            self.state = State.GONE
-            self.fleet.remove(self)
+            self._leave()
             self.socket.abort()
+
+    def _leave(self) -> None:
+        self.state = State.GONE
+        self.fleet.remove(self)
 
     def start(self, claimed: ClaimedJob, open_job: OpenJob) -> None:
         """Send a claimed job to the worker and take a slot for it. The caller has seen that one is free."""
@@ -311,7 +315,7 @@ class Session:
             self.fleet.update(self)
 
     def _free_slot(self, attempt: Attempt) -> None:
-        if self.attempts.pop(attempt.job_id, None) is not None:
+        if self.attempts.pop(attempt.job_id, None) is not None and self.state is not State.GONE:
             self.fleet.update(self)
 
     async def _run_job(self, attempt: Attempt) -> None:
