@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Event, RawData
+from hypercorn.events import Event, RawData, Updated
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -48,9 +48,12 @@ class _HttpServer(TCPServer):
     """hypercorn's connection, with writes that are tried at once and end when they are cancelled."""
 
     stream: Any
+    _has_ended = False
 
     async def protocol_send(self, event: Event) -> None:
         connection: Connection = self.stream
+        if isinstance(event, Updated) and self._has_ended:
+            return  # an answer ended after its client: the idle timer would hold the connection until it rings
         if not isinstance(event, RawData):
             await connection.release()
             await super().protocol_send(event)
@@ -60,6 +63,7 @@ class _HttpServer(TCPServer):
     async def _read_data(self) -> None:
         """Read to the end, then stop the idle timer: hypercorn 0.18 would hold a closed connection until it rings."""
         await super()._read_data()
+        self._has_ended = True
         await self.idle_task.stop()
 
 
