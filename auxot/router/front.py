@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
 from auxot.router.connection import Connection
+from auxot.router.crowd import MAX_IDLE, Crowd, open_limit
 from auxot.router.websocket import WorkerSocket, accept_worker
 
 if TYPE_CHECKING:
@@ -83,10 +85,19 @@ class _Front:
     state: dict[str, Any]
     serve_worker: ServeWorker
     log: Logger
+    crowd: Crowd
 
     async def serve_connection(self, stream: trio.SocketStream) -> None:
         """Serve one connection until it ends; nothing that a peer does gets out of here."""
         connection = Connection(stream)
+        try:
+            with self.crowd.admit(connection) as has_room:
+                if has_room:
+                    await self._serve(stream, connection)
+        finally:
+            connection.abort()
+
+    async def _serve(self, stream: trio.SocketStream, connection: Connection) -> None:
         try:
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             line = b""
@@ -98,8 +109,6 @@ class _Front:
             pass
         except Exception:  # the wall of one connection: a fault in it must not end the others
             self.log.exception("connection.failed")
-        finally:
-            connection.abort()
 
     async def _serve_first_line(self, connection: Connection, line: bytes) -> None:
         if line.startswith((b"GET /ws ", b"GET /ws?")):
@@ -107,6 +116,7 @@ class _Front:
             with trio.move_on_after(HEAD_TIMEOUT_S):
                 worker_socket = await accept_worker(connection)
             if worker_socket is not None:
+                worker_socket.on_trusted = partial(self.crowd.engage, connection)
                 await self.serve_worker(worker_socket)
         else:
             state = ConnectionState({**self.state, "connection": connection})
@@ -138,14 +148,17 @@ async def serve_front(
         OSError: the address cannot be bound.
     """
     config = _hypercorn_config()
-    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
+    max_open = open_limit()
+    crowd = Crowd(log, max_open=max_open, max_idle=min(MAX_IDLE, max_open // 2))
+    wrapped = wrap_app(_engaging(app, crowd), config.wsgi_max_body_size, "asgi")
     context = WorkerContext(None)
     state: dict[str, Any] = {}
     lifespan = Lifespan(wrapped, config, state)
-    front = _Front(wrapped, config, context, state, serve_worker, log)
+    front = _Front(wrapped, config, context, state, serve_worker, log, crowd)
     async with trio.open_nursery() as lifespan_nursery:
         await lifespan_nursery.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
+        lifespan_nursery.start_soon(crowd.watch)
         await _accept(front, host=host, port=port, phases=phases, task_status=task_status)
         await lifespan.wait_for_shutdown()
         lifespan_nursery.cancel_scope.cancel()
@@ -173,6 +186,17 @@ async def _accept(
         await front.context.terminated.set()  # idle keep-alive connections close now, busy ones after their answer
         await phases.closing.wait()
         connections.cancel_scope.deadline = trio.current_time() + CLOSE_TIMEOUT_S
+
+
+def _engaging(app: Any, crowd: Crowd) -> Any:
+    """Return the application; a connection counts as engaged while it answers a request of it."""
+
+    async def engaging(scope: Any, receive: Any, send: Any) -> None:
+        connection = scope.get("state", {}).get("connection")
+        with crowd.engaged(connection) if connection is not None else nullcontext():
+            await app(scope, receive, send)
+
+    return engaging
 
 
 def _hypercorn_config() -> Config:

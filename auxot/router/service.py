@@ -33,6 +33,7 @@ from auxot.router.admission import MIN_SHARED_WINDOW, Admission
 from auxot.router.app import App
 from auxot.router.auth import KeyVerifier
 from auxot.router.cors import Cors
+from auxot.router.crowd import raise_descriptor_limit
 from auxot.router.dialects.anthropic import AnthropicCount, AnthropicMessages
 from auxot.router.dialects.openai_chat import OPENAI_CHAT
 from auxot.router.exchange import Limits
@@ -80,6 +81,7 @@ async def main(config: RouterConfig) -> int:
     Raises:
         AuxotError: it could not start, or lost what it cannot run without; one line for the operator.
     """
+    raise_descriptor_limit()
     phases = FrontPhases()
     error: AuxotError | None = None
     try:

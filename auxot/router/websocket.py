@@ -7,6 +7,7 @@ the socket gives every message in it. Writes are tried at once; see `connection`
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import trio
 from websockets.frames import Frame, Opcode
@@ -17,6 +18,7 @@ from websockets.server import ServerProtocol
 from auxot.router.connection import Connection, Outlet, OutletFullError
 
 HELLO_BYTES = 64 * 1024  # until the key is verified nobody may send more in a message
+STRANGER_BYTES = 2 * HELLO_BYTES  # and no more than this in all
 CLOSE_GOING_AWAY = 1001
 CLOSE_POLICY_VIOLATION = 1008
 CLOSE_TRY_AGAIN_LATER = 1013
@@ -38,11 +40,15 @@ class WorkerSocket:
         self._connection = connection
         self._protocol = protocol
         self._outlet = Outlet(connection, limit_bytes=HELLO_BYTES)
-        self._fragments: list[bytes] = []
+        self._fragments: bytearray | None = None  # of the message that is not whole; many may be empty
         self._early = early  # frames that came in the same read as the handshake
+        self._n_bytes_left: int | None = STRANGER_BYTES
+        self.on_trusted: Callable[[], None] = _nothing
 
     def trust(self, *, max_message_bytes: int, max_outgoing_bytes: int) -> None:
         """Lift the limits that hold for strangers."""
+        self._n_bytes_left = None
+        self.on_trusted()
         self._protocol.max_message_size = max_message_bytes
         self._outlet.limit_bytes = max_outgoing_bytes
 
@@ -63,6 +69,7 @@ class WorkerSocket:
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise SocketClosedError from exc
         if received:
+            self._count(len(received))
             self._protocol.receive_data(received)
         else:
             self._protocol.receive_eof()
@@ -100,14 +107,24 @@ class WorkerSocket:
         for frame in early + self._protocol.events_received():
             if not isinstance(frame, Frame) or frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                 continue
-            if frame.fin and not self._fragments:
+            if frame.fin and self._fragments is None:
                 messages.append(bytes(frame.data))
                 continue
-            self._fragments.append(bytes(frame.data))
+            if self._fragments is None:
+                self._fragments = bytearray()
+            self._fragments += frame.data
             if frame.fin:
-                messages.append(b"".join(self._fragments))
-                self._fragments.clear()
+                messages.append(bytes(self._fragments))
+                self._fragments = None
         return messages
+
+    def _count(self, n_bytes: int) -> None:
+        """Drop a stranger who talks on: each small frame costs more to read than to send."""
+        if self._n_bytes_left is not None:
+            self._n_bytes_left -= n_bytes
+            if self._n_bytes_left < 0:
+                self._connection.abort()
+                raise SocketClosedError
 
     def _flush(self) -> None:
         outgoing = b"".join(self._protocol.data_to_send())
@@ -117,6 +134,10 @@ class WorkerSocket:
             self._outlet.write(outgoing)
         except OutletFullError:
             self._connection.abort()
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 async def accept_worker(connection: Connection) -> WorkerSocket | None:
