@@ -7,13 +7,11 @@ Source: https://platform.openai.com/docs/api-reference/chat/object
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from auxot.core.errors import ErrorCode, RefusedError
-from auxot.core.jobs import ChoiceTranscript, Failed, Finish, ToolCallDelta, Transcript, Usage
-from auxot.router.dialects import openai_objects
-from auxot.router.dialects.base import ChatRequest, ModelCard, finishes_of, json_bytes
+from auxot.core.jobs import ChoiceTranscript, Finish, ToolCallDelta, Transcript, Usage
+from auxot.router.dialects.base import ChatRequest, finishes_of, json_bytes
+from auxot.router.dialects.openai_family import OpenAiFamily
 from auxot.router.dialects.openai_objects import (
     OpenAiRequest,
     call_id,
@@ -26,7 +24,7 @@ from auxot.router.dialects.openai_request import parse_chat
 from auxot.router.dialects.openai_stream import OpenAiChatEncoder
 
 
-class OpenAiChat:
+class OpenAiChat(OpenAiFamily):
     """The dialect; see `Dialect`."""
 
     name = "openai.chat"
@@ -55,26 +53,6 @@ class OpenAiChat:
                 "usage": usage_object(finished.usage if finished else Usage()),
             }
         )
-
-    def refusal(self, failed: Failed) -> RefusedError:
-        """Return a job's failure as the error of this dialect."""
-        return openai_objects.refusal(failed)
-
-    def error_body(self, error: RefusedError, *, request_id: str) -> bytes:  # noqa: ARG002 -- it stands in a header
-        """Return the JSON body of an error."""
-        return openai_objects.error_body(error)
-
-    def status(self, code: ErrorCode) -> int:
-        """Return the HTTP status of an error."""
-        return code.status
-
-    def models(self, cards: Sequence[ModelCard]) -> bytes:
-        """Return the JSON body of the list of models."""
-        return openai_objects.models_body(cards)
-
-    def model(self, card: ModelCard) -> bytes:
-        """Return the JSON body of one model."""
-        return openai_objects.model_body(card)
 
 
 def _choice(request: OpenAiRequest, choice: ChoiceTranscript, *, index: int, finish: Finish) -> dict[str, Any]:

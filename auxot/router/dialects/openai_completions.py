@@ -12,11 +12,9 @@ Source: https://platform.openai.com/docs/api-reference/completions/object
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from auxot.core import sse
-from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.jobs import (
     ChoiceTranscript,
     Failed,
@@ -29,10 +27,10 @@ from auxot.core.jobs import (
     Transcript,
     Usage,
 )
-from auxot.router.dialects import openai_objects
-from auxot.router.dialects.base import ChatRequest, ModelCard, finishes_of, json_bytes
+from auxot.router.dialects.base import ChatRequest, finishes_of, json_bytes
 from auxot.router.dialects.openai_chunks import ChunkFrame
 from auxot.router.dialects.openai_completions_request import CompletionRequest, parse_completion
+from auxot.router.dialects.openai_family import OpenAiFamily
 from auxot.router.dialects.openai_objects import usage_object
 
 _OBJECT = "text_completion"
@@ -43,7 +41,7 @@ _REASONS = {
 }  # all others are "stop"
 
 
-class OpenAiCompletions:
+class OpenAiCompletions(OpenAiFamily):
     """The dialect; see `Dialect`."""
 
     name = "openai.completions"
@@ -72,26 +70,6 @@ class OpenAiCompletions:
                 "usage": usage_object(finished.usage if finished else Usage()),
             }
         )
-
-    def refusal(self, failed: Failed) -> RefusedError:
-        """Return a job's failure as the error of this dialect."""
-        return openai_objects.refusal(failed)
-
-    def error_body(self, error: RefusedError, *, request_id: str) -> bytes:  # noqa: ARG002 -- it stands in a header
-        """Return the JSON body of an error."""
-        return openai_objects.error_body(error)
-
-    def status(self, code: ErrorCode) -> int:
-        """Return the HTTP status of an error."""
-        return code.status
-
-    def models(self, cards: Sequence[ModelCard]) -> bytes:
-        """Return the JSON body of the list of models."""
-        return openai_objects.models_body(cards)
-
-    def model(self, card: ModelCard) -> bytes:
-        """Return the JSON body of one model."""
-        return openai_objects.model_body(card)
 
 
 class OpenAiCompletionEncoder:

@@ -9,12 +9,10 @@ Source: https://platform.openai.com/docs/api-reference/responses
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.jobs import (
     ChoiceTranscript,
-    Failed,
     Finish,
     Finished,
     FinishReason,
@@ -25,15 +23,15 @@ from auxot.core.jobs import (
     Transcript,
     Usage,
 )
-from auxot.router.dialects import openai_objects
-from auxot.router.dialects.base import ChatRequest, ModelCard, json_bytes
+from auxot.router.dialects.base import ChatRequest, json_bytes
+from auxot.router.dialects.openai_family import OpenAiFamily
 from auxot.router.dialects.responses_request import ResponsesRequest, parse_responses
 from auxot.router.dialects.responses_stream import ResponsesEncoder
 
 _NOTHING_TOLD = Finished((Finish(FinishReason.STOP),), Usage())
 
 
-class OpenAiResponses:
+class OpenAiResponses(OpenAiFamily):
     """The dialect; see `Dialect`."""
 
     name = "openai.responses"
@@ -54,26 +52,6 @@ class OpenAiResponses:
             encoder.feed(event)
         encoder.feed(transcript.finished or _NOTHING_TOLD)
         return json_bytes(encoder.response)
-
-    def refusal(self, failed: Failed) -> RefusedError:
-        """Return a job's failure as the error of this dialect."""
-        return openai_objects.refusal(failed)
-
-    def error_body(self, error: RefusedError, *, request_id: str) -> bytes:  # noqa: ARG002 -- it stands in a header
-        """Return the JSON body of an error."""
-        return openai_objects.error_body(error)
-
-    def status(self, code: ErrorCode) -> int:
-        """Return the HTTP status of an error."""
-        return code.status
-
-    def models(self, cards: Sequence[ModelCard]) -> bytes:
-        """Return the JSON body of the list of models."""
-        return openai_objects.models_body(cards)
-
-    def model(self, card: ModelCard) -> bytes:
-        """Return the JSON body of one model."""
-        return openai_objects.model_body(card)
 
 
 def _events(choice: ChoiceTranscript) -> Iterator[JobEvent]:
