@@ -183,13 +183,12 @@ class Pool:
             return  # this router was taken for dead: the job is its own again, and the session settles it
         if open_job is None or open_job.ended or not self._may_run(open_job, claimed):
             self.log.info("job.dropped", job_id=claimed.job_id, reason="nobody waits for it")
-            self.correspondence.settled(claimed.job_id)
-            await self._settle(claimed.entry_id, runs_again=False)
+            await self._give_up(claimed, runs_again=False)
             return
         if claimed.is_exhausted:
             message = f"given up after {self.max_attempts} deliveries"
             open_job.fail(Failed(ErrorCode.WORKER_LOST, message))
-            await self._settle(claimed.entry_id, runs_again=False)
+            await self._give_up(claimed, runs_again=False)
             return
         session = self.fleet.choose(needs=open_job.needs)
         if session is None:
@@ -278,13 +277,18 @@ class Pool:
         """Keep a job that not every worker can do until one that can is free; give others back: a worker has left."""
         needs = open_job.needs
         if needs is None or not self.fleet.count().workers:
-            await self._settle(claimed.entry_id, runs_again=True)
+            await self._give_up(claimed, runs_again=True)
         elif self.fleet.can(needs):
             self._held.append(claimed)
             self.admission.left_queue(claimed.job_id)  # others need not wait for that
         else:
             open_job.fail(Failed(ErrorCode.NOT_IMPLEMENTED, f"no connected worker can do this ({needs})"))
-            await self._settle(claimed.entry_id, runs_again=False)
+            await self._give_up(claimed, runs_again=False)
+
+    async def _give_up(self, claimed: ClaimedJob, *, runs_again: bool) -> None:
+        """Settle a claim that no session has taken. A guest is forgotten: the next claim is another attempt."""
+        self.correspondence.settled(claimed.job_id)
+        await self._settle(claimed.entry_id, runs_again=runs_again)
 
     async def _settle(self, entry_id: bytes, *, runs_again: bool) -> None:
         if entry_id == _NO_ENTRY:

@@ -91,7 +91,6 @@ class Session:
     _streams_all: bool = False
     _nursery: trio.Nursery | None = None
     _liveness: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    _n_foreign: int = 0
     _n_pauses: int = 0  # under way
 
     @property
@@ -203,7 +202,6 @@ class Session:
     def _on_job_message(self, message: JobMessage, written: dict[Answer, None]) -> None:
         attempt = self.attempts.get(message.job_id or "")
         if attempt is None:  # late words after a cancel, or a worker that speaks for a job that is not its own
-            self._n_foreign += 1
             self.log.debug("worker.foreign_job", worker_id=self.worker_id, type=message.TYPE)
             return
         written[attempt.open_job.answer] = None

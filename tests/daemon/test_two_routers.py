@@ -181,6 +181,7 @@ async def test_a_job_of_the_other_router_that_is_given_up_ends_there(redis):
                     abort(worker)
             await until(lambda: bool(responses))
         assert responses[0].status_code == 502
+        assert not back.router.pool.correspondence.guests  # else stopping would wait for it
         await until(lambda: queue_is_empty(front))
 
 
