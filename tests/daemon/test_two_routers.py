@@ -181,8 +181,28 @@ async def test_a_job_of_the_other_router_that_is_given_up_ends_there(redis):
                     abort(worker)
             await until(lambda: bool(responses))
         assert responses[0].status_code == 502
-        assert not back.router.pool.correspondence.guests  # else stopping would wait for it
         await until(lambda: queue_is_empty(front))
+
+
+async def test_a_guest_that_this_router_gives_up_is_forgotten(redis):
+    """A stopping router would wait its whole grace for a job that nobody runs."""
+    async with two_routers(redis, max_attempts=9) as (front, back), front.client() as client:
+        responses = []
+
+        async def request():
+            responses.append(await client.post("/v1/chat/completions", json=chat_body()))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(request)
+            for _ in range(4):  # the other router gives up after three
+                async with scripted_worker(back) as worker:
+                    with trio.move_on_after(2):
+                        await worker.next_job()
+                    abort(worker)
+            await until(lambda: bool(responses))
+        assert responses[0].status_code == 502
+        await until(lambda: queue_is_empty(front))
+        assert not back.router.pool.correspondence.guests
 
 
 async def first_job(*workers):
