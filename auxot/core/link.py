@@ -162,19 +162,6 @@ class Link:
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 raise LinkError("the connection to the router is gone") from exc
 
-    def send_nowait(self, message: WorkerMessage) -> None:
-        """Put a message into the outbox, or give the connection up: for the task that receives, which never waits.
-
-        Raises:
-            LinkError: the connection is gone, or the router does not read what we send.
-        """
-        try:
-            self._outbox.send_nowait(self._frame(message))
-        except trio.WouldBlock as exc:
-            raise LinkError("the router does not read what this worker sends") from exc
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise LinkError("the connection to the router is gone") from exc
-
     async def receive(self) -> RouterMessage:
         """Wait for the next message of the router; heartbeat acknowledgements and unreadable ones are passed over.
 

@@ -3,7 +3,8 @@
     CONNECTION nursery
     |- receive loop: starts and cancels jobs; never waits for one
     |- announcer: tells the router when this worker takes no more jobs
-    '- one task a job, at most as many as there are slots; a surplus job is refused
+    '- one task a job, at most as many as there are slots; a surplus job is refused, by a task too: the outbox of a
+       worker at full speed is full now and then, and that is no reason to give its connection up
 
 The loop ends with the link (LinkError), or when `finish` is called: then the block is left in order, and what the jobs
 have sent goes out before the connection closes. Jobs that still run at the end are cancelled.
@@ -23,6 +24,8 @@ from auxot.worker.execute import Workplace, run_job
 from auxot.worker.reply import error_message
 from auxot.worker.seats import Seat
 
+MAX_REFUSALS = 64  # waiting to be sent: a router that sends more jobs and reads nothing is not one
+
 
 class Connection:
     """An open link and the jobs that came through it."""
@@ -31,6 +34,7 @@ class Connection:
         self._link = link
         self._workplace = workplace
         self._receiving = trio.CancelScope()
+        self._n_refusals = 0  # waiting to be sent
         self._log = get_logger(worker_id=link.ack.gpu_id)
 
     async def run(self) -> None:
@@ -70,9 +74,20 @@ class Connection:
             seat = self._workplace.seats.take(job.job_id)
         except RefusedError as exc:
             self._log.warning("job.refused", job_id=job.job_id, reason=exc.message)
-            self._link.send_nowait(error_message(job.job_id, Failed(exc.code, exc.message)))
+            if self._n_refusals >= MAX_REFUSALS:
+                raise LinkError("the router does not read what this worker sends") from exc
+            self._n_refusals += 1
+            connection_nursery.start_soon(self._refuse, job.job_id, Failed(exc.code, exc.message))
             return
         connection_nursery.start_soon(self._run_job, job, seat)
+
+    async def _refuse(self, job_id: str, failure: Failed) -> None:
+        try:
+            await self._link.send(error_message(job_id, failure))
+        except LinkError:
+            self._log.debug("refusal.unsent", job_id=job_id)
+        finally:
+            self._n_refusals -= 1
 
     async def _run_job(self, job: Job, seat: Seat) -> None:
         await run_job(job, seat=seat, link=self._link, workplace=self._workplace, log=self._log)

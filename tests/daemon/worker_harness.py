@@ -43,6 +43,10 @@ class RouterEnd:
     is_mute: bool
     _received: trio.MemoryReceiveChannel[WorkerMessage]
     closed: trio.Event = attrs.field(factory=trio.Event)
+    reads: trio.Event = attrs.field(factory=trio.Event)  # set, unless the test holds the reading up
+
+    def __attrs_post_init__(self) -> None:
+        self.reads.set()
 
     async def receive(self) -> WorkerMessage:
         """Return the next message that is no heartbeat; trio.EndOfChannel after the last."""
@@ -127,6 +131,7 @@ async def _relay(end: RouterEnd, ends: trio.MemorySendChannel[RouterEnd]) -> Non
     try:
         with send:
             while True:
+                await end.reads.wait()
                 message = decode_worker_message(await end.socket.get_message())
                 if not isinstance(message, Heartbeat):
                     send.send_nowait(message)
