@@ -47,8 +47,8 @@ format: $(VENV)/.installed-dev ## Format the code and apply the safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev llama ## Measure throughput and latency of the router on this machine
-	@$(BIN)/python scripts/bench.py $(ARGS)
+bench: $(VENV)/.installed ## Measure what the router adds on this machine (ARGS="--quick", "--only 64,full")
+	@$(BIN)/auxot bench $(ARGS)
 
 build: $(VENV)/.installed-dev ## Build the wheel and the source package into dist/
 	$(BIN)/python -m build --outdir dist

@@ -2,7 +2,7 @@
 
     auxot-router [serve] [flags] | setup ... | version | help
     auxot-worker [serve] [flags] | llama build ... | llama find ... | version | help
-    auxot demo ... | up ... | version | help
+    auxot demo ... | up ... | bench ... | version | help
 
 Answers go to standard output, errors and progress to standard error. Exit codes: 0 done, 1 failed, 2 bad
 configuration, 3 the router refuses the worker's key, 130 interrupted.
@@ -23,7 +23,7 @@ import attrs
 
 from auxot import __version__, setup
 from auxot.config import RouterConfig, WorkerConfig, load_config, load_router_config, load_worker_config
-from auxot.config_local import DemoConfig, LlamaConfig, UpConfig, load_up_config
+from auxot.config_local import BenchConfig, DemoConfig, LlamaConfig, UpConfig, load_up_config
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError
 from auxot.core.keys import Role
@@ -42,6 +42,7 @@ BAR_CHARS = 30
 _AUXOT_HELP = """\
 usage: auxot demo [--serve]          router, worker and a tiny model on this machine; asks each API one question
        auxot up --model-path FILE    router and worker for your own GGUF file; keys are kept in .env
+       auxot bench [--compare URL]   what the router adds to an answer, measured on this machine
        auxot version | help
 
 Each command has its own --help. On several machines: auxot-router, auxot-worker."""
@@ -338,6 +339,21 @@ def _up(argv: Sequence[str]) -> int:
     return trio.run(functools.partial(run_up, config, out=_say))
 
 
+def _bench(argv: Sequence[str]) -> int:
+    config = load_config(BenchConfig, "auxot bench", argv=argv, environ=os.environ, cwd=Path.cwd())
+    import trio  # noqa: PLC0415
+
+    from auxot.bench.service import run_bench  # noqa: PLC0415
+
+    return trio.run(functools.partial(run_bench, config, out=_say, note=_complain))
+
+
+def _bench_help() -> str:
+    return flag_parser(
+        BenchConfig, prog="auxot bench", usage="auxot bench [flags]", epilog=_other_variables(BenchConfig)
+    ).format_help()
+
+
 def _demo_help() -> str:
     return flag_parser(DemoConfig, prog="auxot demo", usage="auxot demo [--serve] [flags]").format_help()
 
@@ -369,7 +385,7 @@ WORKER = Program(
 )
 AUXOT = Program(
     name="auxot",
-    commands={"demo": Command(_demo, _demo_help), "up": Command(_up, _up_help)},
+    commands={"demo": Command(_demo, _demo_help), "up": Command(_up, _up_help), "bench": Command(_bench, _bench_help)},
     default=None,
     help=lambda: _AUXOT_HELP,
 )

@@ -1,4 +1,4 @@
-"""Settings of the commands that run on one machine: `auxot up`, `auxot demo`, `auxot-worker llama`.
+"""Settings of the commands that run on one machine: `auxot up`, `auxot demo`, `auxot bench`, `auxot-worker llama`.
 
 Most are settings of the daemons too, and are read from the same variables.
 """
@@ -86,6 +86,59 @@ class LlamaConfig:
     llama_binary: Path | None = attrs.field(default=None, metadata=_WORKER["llama_binary"].metadata)
     llama_cache_dir: Path = attrs.field(
         factory=lambda: in_home("llama-server"), metadata=_WORKER["llama_cache_dir"].metadata
+    )
+    warnings: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class BenchConfig:
+    """Settings of `auxot bench`."""
+
+    only: tuple[str, ...] = attrs.field(
+        default=(),
+        metadata=knob(
+            None, kinds.names(), flag="--only", help="loads to measure: one,64,256,full,slots,blocking; empty: all"
+        ),
+    )
+    quick: bool = attrs.field(
+        default=False, metadata=knob(None, kinds.boolean(), flag="--quick", help="a tenth of each load")
+    )
+    json: bool = attrs.field(
+        default=False, metadata=knob(None, kinds.boolean(), flag="--json", help="print JSON in place of the table")
+    )
+    redis_url: str | None = attrs.field(
+        default=None,
+        metadata=knob(
+            "AUXOT_BENCH_REDIS_URL",
+            kinds.url("redis", "rediss", "unix"),
+            help="Redis for the measured router; without it the queue is in its memory",
+        ),
+    )
+    compare: str = attrs.field(
+        default="",
+        metadata=knob(
+            None,
+            kinds.url("http"),
+            flag="--compare",
+            help="base URL of another OpenAI-compatible gateway, such as http://127.0.0.1:4000/v1, that forwards to "
+            "http://127.0.0.1:BACKEND_PORT/v1, where a made-up back end listens meanwhile",
+        ),
+    )
+    compare_model: str = attrs.field(
+        default="bench", metadata=knob(None, kinds.text(), flag="--compare-model", help="the model to ask it for")
+    )
+    compare_pid: int = attrs.field(
+        default=0,
+        metadata=knob(
+            None, kinds.integer(0, 2**31 - 1), flag="--compare-pid", help="its process, whose CPU is counted"
+        ),
+    )
+    compare_key: str = attrs.field(
+        default="", metadata=knob("AUXOT_BENCH_COMPARE_KEY", kinds.text(), help="the key that it asks for")
+    )
+    backend_port: int = attrs.field(
+        default=9900,
+        metadata=knob(None, kinds.integer(1, 65535), flag="--backend-port", help="port of the made-up back end"),
     )
     warnings: tuple[str, ...] = ()
 

@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "auxot"
 DAEMONS = ("router", "worker", "tools")
 
 PURE = (
+    "auxot.bench.load",
     "auxot.core.errors",
     "auxot.core.forwarded",
     "auxot.core.jobs",
@@ -77,7 +78,7 @@ THIRD_PARTY = {
     "quart_trio": SERVING,
     "redis": ("auxot.router.store*",),
     "trio_websocket": ("auxot.core.link",),
-    "websockets": ("auxot.router.*",),
+    "websockets": ("auxot.router.*", "auxot.bench.*"),
     "websockets.asyncio": (),  # its sans-I/O protocol is what we use
     "websockets.legacy": (),
     "websockets.sync": (),
@@ -96,13 +97,22 @@ class Layer:
 
 CONFIG = ("auxot.config", "auxot.config_local", "auxot.kinds", "auxot.knobs")
 SERVICES = tuple(f"auxot.{daemon}.service" for daemon in DAEMONS)
-COMMANDS = ("auxot.core", "auxot.demo", "auxot.worker.llama.binary", "auxot.worker.llama.build", *CONFIG, *SERVICES)
+COMMANDS = (
+    "auxot.core",
+    "auxot.bench.service",
+    "auxot.demo",
+    "auxot.worker.llama.binary",
+    "auxot.worker.llama.build",
+    *CONFIG,
+    *SERVICES,
+)
 # The first one that matches holds.
 LAYERS = (
     Layer("auxot.core*", ("auxot.core",)),
     *(Layer(module, ("auxot.core", *CONFIG)) for module in CONFIG),
     *(Layer(f"auxot.{daemon}.service", (f"auxot.{daemon}", "auxot.core", *CONFIG)) for daemon in DAEMONS),
     *(Layer(f"auxot.{daemon}*", (f"auxot.{daemon}", "auxot.core"), (f"auxot.{daemon}.service",)) for daemon in DAEMONS),
+    Layer("auxot.bench*", ("auxot.bench", "auxot.core", *CONFIG)),  # it starts the programs that it measures
     Layer("auxot.demo*", COMMANDS),
     Layer("auxot.__main__", ("auxot.cli",)),
     Layer("auxot*", (*COMMANDS, "auxot.setup")),  # cli, and what it is cut into

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from auxot import kinds
 from auxot.config import RouterConfig, WorkerConfig, load_router_config, load_worker_config, unknown_variables
-from auxot.config_local import DemoConfig, LlamaConfig, UpConfig, load_up_config
+from auxot.config_local import BenchConfig, DemoConfig, LlamaConfig, UpConfig, load_up_config
 from auxot.core.errors import ConfigError
 from auxot.core.keys import CHEAP, Role, generate_key, hash_key
 from auxot.core.logs import Level
@@ -19,7 +19,7 @@ KEY = generate_key(Role.WORKER)
 HASH = hash_key(KEY, CHEAP)
 ROUTER_ENV = {"AUXOT_ADMIN_KEY_HASH": HASH, "AUXOT_API_KEY_HASH": HASH}
 WORKER_ENV = {"AUXOT_ROUTER_URL": "ws://127.0.0.1:8080", "AUXOT_GPU_KEY": KEY}
-CLASSES = [RouterConfig, WorkerConfig, UpConfig, DemoConfig, LlamaConfig]
+CLASSES = [RouterConfig, WorkerConfig, UpConfig, DemoConfig, LlamaConfig, BenchConfig]
 
 
 @pytest.fixture
