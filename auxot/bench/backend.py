@@ -11,7 +11,7 @@ import h11
 import orjson
 import trio
 
-from auxot.bench.load import Load, asked_at_us, now_us, token
+from auxot.bench.load import Load, asked_at_us, now_us, token, tokens_asked_for
 
 _READ_BYTES = 64 * 1024
 _USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
@@ -39,7 +39,9 @@ async def _serve(stream: trio.SocketStream, *, load: Load, dispatch_us: list[int
     try:
         while (body := await connection.read_request()) is not None:
             dispatch_us.append(now_us() - asked_at_us(body))
-            await connection.answer(is_stream=bool(orjson.loads(body or b"{}").get("stream")))
+            await connection.answer(
+                n_tokens=tokens_asked_for(body, load.tokens), is_stream=bool(orjson.loads(body or b"{}").get("stream"))
+            )
     except (OSError, trio.BrokenResourceError, h11.ProtocolError):
         pass  # a gateway may hang up as it likes; what is missing is seen by the client
 
@@ -64,12 +66,12 @@ class _Connection:
             elif not isinstance(event, h11.Request):
                 return None
 
-    async def answer(self, *, is_stream: bool) -> None:
+    async def answer(self, *, n_tokens: int, is_stream: bool) -> None:
         """Answer a request as the load says, and get ready for the next."""
         if is_stream:
-            await self._answer_in_pieces()
+            await self._answer_in_pieces(n_tokens)
         else:
-            message = {"role": "assistant", "content": "".join(map(token, range(self.load.tokens)))}
+            message = {"role": "assistant", "content": "".join(map(token, range(n_tokens)))}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             await self._answer_whole(orjson.dumps(_head("chat.completion") | {"choices": [choice], "usage": _USAGE}))
         self._http.start_next_cycle()
@@ -78,12 +80,12 @@ class _Connection:
         headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
         await self._send(h11.Response(status_code=200, headers=headers), h11.Data(data=body), h11.EndOfMessage())
 
-    async def _answer_in_pieces(self) -> None:
+    async def _answer_in_pieces(self, n_tokens: int) -> None:
         headers = [("content-type", "text/event-stream"), ("transfer-encoding", "chunked")]
         await self._send(h11.Response(status_code=200, headers=headers))
         began = trio.current_time()
         head = _head("chat.completion.chunk")
-        for number in range(self.load.tokens):
+        for number in range(n_tokens):
             if self.load.rate:
                 await trio.sleep_until(began + number / self.load.rate)
             await self._send(h11.Data(data=_event(head, {"content": token(number)}, None)))

@@ -112,6 +112,7 @@ class _Client:
                 "model": self.target.model,
                 "messages": [{"role": "user", "content": prompt()}],
                 "stream": not self.load.is_blocking,
+                "max_tokens": self.load.tokens,
             }
         )
         key = f"Authorization: Bearer {self.target.api_key}\r\n" if self.target.api_key else ""

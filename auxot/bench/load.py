@@ -16,6 +16,7 @@ import attrs
 
 _STAMP = re.compile(rb"(\d+)@(\d+) ")
 _PROMPT = re.compile(rb"@(\d+)")
+_MAX_TOKENS = re.compile(rb'"max_tokens": ?(\d+)')
 LEAST_TOKENS = 3
 
 
@@ -55,6 +56,10 @@ class Load:
         if self.tokens > LEAST_TOKENS:
             return attrs.evolve(self, tokens=max(LEAST_TOKENS, round(self.tokens * share)))
         return attrs.evolve(self, requests=max(self.clients, round(self.requests * share)))
+
+    def warm_up(self) -> Load:
+        """Return a few requests of this kind: the first ones that a program serves pay for its imports."""
+        return attrs.evolve(self, clients=1, requests=3, tokens=min(self.tokens, LEAST_TOKENS))
 
 
 LOADS = (
@@ -103,6 +108,12 @@ def asked_at_us(job: bytes) -> int:
     """Return when the client of a job, or of a request's body, sent it."""
     found = _PROMPT.search(job)
     return int(found[1]) if found else now_us()
+
+
+def tokens_asked_for(job: bytes, default: int) -> int:
+    """Return how many tokens the answer to a job, or to a request's body, shall have."""
+    found = _MAX_TOKENS.search(job)
+    return int(found[1]) if found else default
 
 
 @attrs.define

@@ -105,12 +105,14 @@ async def _measure(target: Target, load: Load, note: Out) -> Figures:
     samples = Samples()
     try:
         async with far_end(target, load, samples.dispatch_us):
+            await run_clients(target, load.warm_up(), Samples())
             began, before_s = time.monotonic(), _cpu_s(target)
             await run_clients(target, load, samples)
             elapsed_s, after_s = time.monotonic() - began, _cpu_s(target)
             memory = rss_mib(target.pid) if target.pid else None
     except* BenchError as group:
         raise BenchError(str(first_error(group))) from group
+    del samples.dispatch_us[: load.warm_up().requests]
     return figures(
         load,
         samples,

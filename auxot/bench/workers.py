@@ -12,7 +12,7 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
-from auxot.bench.load import Load, asked_at_us, now_us, token
+from auxot.bench.load import Load, asked_at_us, now_us, token, tokens_asked_for
 from auxot.bench.process import BenchError
 
 CONNECT_TIMEOUT_S = 30.0
@@ -66,7 +66,8 @@ class _Worker:
                     message = orjson.loads(data)
                     if message["type"] == "job":
                         self.dispatch_us.append(now_us() - asked_at_us(data))
-                        jobs.start_soon(self._answer, message["job_id"])
+                        n_tokens = tokens_asked_for(data, self.load.tokens)
+                        jobs.start_soon(self._answer, message["job_id"], n_tokens)
 
     async def _introduce(self) -> None:
         capabilities = {"backend": "bench", "model": "bench", "ctx_size": 4096, "total_slots": self.load.slots}
@@ -75,13 +76,13 @@ class _Worker:
         await self._send(type="config", capabilities=capabilities)
         await self._receive()
 
-    async def _answer(self, job_id: str) -> None:
+    async def _answer(self, job_id: str, n_tokens: int) -> None:
         began = trio.current_time()
-        for number in range(self.load.tokens):
+        for number in range(n_tokens):
             if self.load.rate:
                 await trio.sleep_until(began + number / self.load.rate)
             await self._send(type="token", job_id=job_id, token=token(number))
-        counts = {"input_tokens": 1, "output_tokens": self.load.tokens}
+        counts = {"input_tokens": 1, "output_tokens": n_tokens}
         await self._send(type="complete", job_id=job_id, full_response="", **counts)
 
     async def _send(self, **message: object) -> None:
