@@ -2,8 +2,8 @@
 
     sent -> (deltas) -> DONE       a terminal event was passed on: the entry is acknowledged
                      -> CANCELLED  the client has left: the worker is told, the entry is acknowledged
-                     -> LOST       the worker is gone or gave the job back: it runs again if the client has seen
-                                   nothing, else it fails visibly
+                     -> LOST       the worker is gone or gave the job back: another one goes on, or begins again if
+                                   the client has seen nothing; else it fails visibly
 
 Original workers say in `complete` what they did not stream (whole tool calls, text held back); it becomes events
 here, so that everything behind this file sees one kind of worker.
@@ -121,7 +121,7 @@ class Attempt:
         if self.outcome is not None:
             return
         code = ErrorCode.from_word(message.code)
-        if code in _GIVEN_BACK:
+        if code in _GIVEN_BACK or self.open_job.forgives(code):
             self.end(Outcome.LOST)
             return
         text = f"{message.error}: {message.details[:800]}" if message.details else message.error

@@ -104,9 +104,19 @@ class Draft:
             self._is_closed = True
         elif self.is_continued and isinstance(event, Finished):
             return attrs.evolve(event, usage=self._whole_usage(event.usage))
-        elif self.is_continued and isinstance(event, Failed) and event.code in _BLAMES:
+        elif isinstance(event, Failed) and self.blames_rest(event.code):
             return LOST
         return event
+
+    def blames_rest(self, code: ErrorCode) -> bool:
+        """Whether a failure is the fault of our asking for a rest, not of the client's request."""
+        return self.is_continued and code in _BLAMES
+
+    def close(self) -> None:
+        """Keep nothing: no other worker goes on from here."""
+        self._is_closed = True
+        self._text.clear()
+        self._reasoning.clear()
 
     def begin_rest(self) -> None:
         """Note that another worker goes on from here."""
@@ -171,9 +181,7 @@ class Draft:
         pieces.append(text)
         self._n_chars += len(text)
         if self._n_chars > MAX_CHARS:
-            self._is_closed = True
-            self._text.clear()
-            self._reasoning.clear()
+            self.close()
 
     def _whole_usage(self, usage: Usage) -> Usage:
         """Return the counts of all parts, of those of the last one."""

@@ -214,7 +214,7 @@ class _Exchange:
             needs=self.asked.needs or FEATURE_OF_KIND.get(job.kind),
             max_tokens=job.max_tokens,
             on_started=on_started,
-            draft=Draft() if self.asked.stream and can_be_continued(job) else None,  # else it can begin again
+            draft=Draft() if can_be_continued(job) else None,
         )
         try:
             with self.endpoint.pool.relay.open(open_job):

@@ -80,7 +80,7 @@ class GuestJob(OpenJob):
             answer.post(Started(job_id=answer.job_id, attempt=answer.attempt, worker_id=""))
         super().fail(failure)
 
-    def lose(self, *, attempt: int, max_attempts: int) -> Loss:  # noqa: ARG002 -- the claim counts, and says so
+    def lose(self, *, attempt: int, max_attempts: int, may_stay: bool) -> Loss:  # noqa: ARG002 -- not decided here
         """Tell the job's router that the worker is gone; the entry is released, and withdrawn if it must not run."""
         self.cancel_attempt = None
         if self.ended:
@@ -98,6 +98,7 @@ class Correspondence:
     max_attempts: int
     withdraw: Callable[[OpenJob], None]  # take a job's entry out of the queue, later
     resume: Callable[[OpenJob], None]  # have a worker of ours write the rest of a job's answer
+    may_stay: Callable[[], bool]  # whether a job that was lost may wait here for that, if it need not
     mailbox: Mailbox | None = None  # set once it exists; it calls us
     guests: dict[str, GuestJob] = attrs.field(factory=dict)  # running here for others, by job id
     _idle: trio.Event = attrs.field(factory=trio.Event)
@@ -137,7 +138,7 @@ class Correspondence:
             Whether the job's entry may be claimed and run again, by any router.
         """
         self._runners.pop(open_job.record.job_id, None)
-        loss = open_job.lose(attempt=attempt, max_attempts=self.max_attempts)
+        loss = open_job.lose(attempt=attempt, max_attempts=self.max_attempts, may_stay=self.may_stay())
         if loss is Loss.CONTINUES:
             self.resume(open_job)
         return loss is Loss.RESTARTS

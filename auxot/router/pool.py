@@ -4,8 +4,8 @@
     dispatcher: claim as many as slots are free -> session.start
     session -> settle: acknowledge, or release for another worker, or resume: held here until a worker can go on
 
-An answer of which its client has seen a part is continued by a worker of this router, and has no entry any more: only
-here is it known what the client has.
+An answer that is written in part is continued by a worker of this router, and has no entry any more: only here is it
+known what has been written.
 
 The dispatcher is the only one that claims. It sleeps on the queue's bell, which is rung by new entries, released
 entries and freed slots, and looks every second anyway.
@@ -68,7 +68,11 @@ class Pool:
 
     def __attrs_post_init__(self) -> None:
         self.correspondence = Correspondence(
-            relay=self.relay, max_attempts=self.max_attempts, withdraw=self._withdraw_soon, resume=self._resume
+            relay=self.relay,
+            max_attempts=self.max_attempts,
+            withdraw=self._withdraw_soon,
+            resume=self._resume,
+            may_stay=self._may_stay,
         )
 
     async def submit(self, open_job: OpenJob) -> None:
@@ -245,13 +249,17 @@ class Pool:
             self._unwanted.append(open_job.entry_id)
             self.queue.bell.ring()
 
+    def _may_stay(self) -> bool:
+        """Whether a job can wait here for a worker to go on with it: others cannot claim what is held here."""
+        return self.correspondence.mailbox is None or self.fleet.can(FEATURE_CONTINUE)
+
     def _resume(self, open_job: OpenJob) -> None:
-        """Have the rest of an answer written by a worker of this router; whoever has its entry removes that."""
+        """Have a job go on at a worker of this router; whoever has its entry removes that."""
         record = open_job.record
         rest = ClaimedJob(
             entry_id=_NO_ENTRY,
             job_id=record.job_id,
-            data=open_job.rest_frame(),
+            data=open_job.next_frame(),
             reply_to=self.router_id,
             meta=b"",
             attempt=record.attempt + 1,
@@ -261,15 +269,19 @@ class Pool:
         self.queue.bell.ring()
 
     def _continue(self, rest: ClaimedJob, open_job: OpenJob | None) -> None:
-        """Give the rest of an answer to a worker that can go on with it."""
+        """Give the rest of an answer to a worker that can go on with it; what begins again, to any."""
         if open_job is None or open_job.ended:
             return
-        session = self.fleet.choose(needs=FEATURE_CONTINUE)
+        needs = FEATURE_CONTINUE if open_job.wants_rest else open_job.needs
+        session = self.fleet.choose(needs=needs)
         if session is not None:
-            self.log.info("job.continued", job_id=rest.job_id, worker_id=session.worker_id, attempt=rest.attempt)
+            event = "job.continued" if open_job.wants_rest else "job.restarted"
+            self.log.info(event, job_id=rest.job_id, worker_id=session.worker_id, attempt=rest.attempt)
             session.start(rest, open_job)
-        elif self.fleet.can(FEATURE_CONTINUE) or trio.current_time() < open_job.continue_by:
+        elif self.fleet.can(FEATURE_CONTINUE) or trio.current_time() < open_job.continue_by or not open_job.wants_rest:
             self._held.append(rest)
+        elif open_job.begin_again():
+            self._resume(open_job)
         else:
             open_job.fail(LOST)
 

@@ -7,9 +7,9 @@ A job is opened before it is enqueued, so no event can come too early. When its 
 is closed: a running attempt is cancelled at its worker, a queued entry is withdrawn; a job that is being claimed at
 that moment is found closed and acknowledged without running.
 
-State of an open job:  queued -> running -> ended, or back to queued when its worker is lost: to begin again while the
-client has nothing yet, to be continued from what it has if another worker can (`draft`). Owned by the router's one
-event loop: each transition is synchronous.
+State of an open job:  queued -> running -> ended, or back to queued when its worker is lost: to be continued from what
+was written so far if another worker can (`draft`), else to begin again while the client has nothing yet. Owned by the
+router's one event loop: each transition is synchronous.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Loss(enum.Enum):
     """What becomes of a job whose worker is lost."""
 
     ENDS = "ends"  # it has ended; the client has been told
-    RESTARTS = "restarts"  # it runs again from the beginning
-    CONTINUES = "continues"  # another worker writes the rest, see `OpenJob.rest_frame`
+    RESTARTS = "restarts"  # its entry runs again from the beginning
+    CONTINUES = "continues"  # it goes on without its entry, see `OpenJob.next_frame`
 
 
 class Answer(Protocol):
@@ -65,8 +65,9 @@ class OpenJob:
     max_tokens: int | None = None  # what the job asks for: original workers do not say why they stopped
     cancel_attempt: Callable[[], None] | None = None  # set while a session runs it
     on_started: Callable[[], None] | None = None  # the request learns that a worker has it
-    draft: Draft | None = None  # what the client has, if another worker could go on from there
-    continue_by: float = 0.0  # until when (trio's clock) a lost one waits for a worker that can go on
+    draft: Draft | None = None  # what was written, if another worker could go on from there
+    continue_by: float = 0.0  # until when (trio's clock) a lost one waits for a worker that can go on; 0: it cannot be
+    is_continued: bool = False  # it goes on without its entry: what the queue still says of it is void
     place: Place | None = None  # of a job of ours
     ended: bool = False
 
@@ -76,8 +77,8 @@ class OpenJob:
         return self.cancel_attempt is None and not self.ended
 
     @property
-    def is_continued(self) -> bool:
-        """Whether it is to be continued: nobody may run it from the beginning."""
+    def wants_rest(self) -> bool:
+        """Whether the next worker is to go on from the draft; else it begins with the first word."""
         return self.draft is not None and self.draft.is_continued
 
     def feed(self, event: JobEvent) -> None:
@@ -110,26 +111,44 @@ class OpenJob:
         self.record.worker_id = worker_id
         self.record.attempt = attempt
         self.record.sent_at = time.time()
+        self.continue_by = 0.0
         self.cancel_attempt = cancel
         if self.on_started is not None:
             self.on_started()
 
-    def lose(self, *, attempt: int, max_attempts: int) -> Loss:
-        """Note that the worker is gone, and decide what becomes of the job."""
+    def lose(self, *, attempt: int, max_attempts: int, may_stay: bool) -> Loss:
+        """Note that the worker is gone, and decide what becomes of the job.
+
+        Args:
+            attempt: which one is over.
+            max_attempts: how many there may be.
+            may_stay: whether waiting for a worker of this router is as good as going back into the queue.
+        """
         self.cancel_attempt = None
         if self.ended:
             return Loss.ENDS
         if attempt >= max_attempts:
             self.fail(Failed(ErrorCode.WORKER_LOST, f"given up: {attempt} workers were lost while they ran this job"))
             return Loss.ENDS
-        if not self.is_continued and self.answer.restart():
-            self.record.first_event_at = None
-            self.draft = None if self.draft is None else Draft()
-            return Loss.RESTARTS
-        return self._lose_midway()
+        if not self._is_worth_continuing(may_stay=may_stay) and self.begin_again():
+            return Loss.CONTINUES if self.is_continued else Loss.RESTARTS
+        return self._go_on()
 
-    def _lose_midway(self) -> Loss:
-        """Decide about a job of whose answer the client has seen a part."""
+    def begin_again(self) -> bool:
+        """Forget what was written; False when the client has seen some of it."""
+        if not self.answer.restart():
+            return False
+        self.record.first_event_at = None
+        self.draft = None if self.draft is None else Draft()
+        return True
+
+    def _is_worth_continuing(self, *, may_stay: bool) -> bool:
+        """Whether to go on is better than to begin again, where both can be done: exact, and no slower."""
+        has_text = self.draft is not None and self.draft.has_text
+        return has_text and self.continue_by > 0 and (may_stay or self.is_continued)
+
+    def _go_on(self) -> Loss:
+        """Have the rest of an answer written that has begun."""
         draft = self.draft
         if draft is None or not draft.has_text:
             self.fail(LOST)
@@ -137,12 +156,22 @@ class OpenJob:
             self._tell(draft.finished_full())
         else:
             draft.begin_rest()
+            self.is_continued = True
             return Loss.CONTINUES
         return Loss.ENDS
 
-    def rest_frame(self) -> bytes:
-        """Return the job message that asks for what the client has not got yet; once `lose` said CONTINUES."""
-        assert self.draft is not None
+    def forgives(self, code: ErrorCode) -> bool:
+        """Whether a failure is of the rest's request alone, and the job can begin again. Then the draft is closed."""
+        draft = self.draft
+        if draft is None or not draft.blames_rest(code) or not self.answer.restart():
+            return False
+        draft.close()
+        return True
+
+    def next_frame(self) -> bytes:
+        """Return the job message for the next worker, once `lose` said CONTINUES: the rest, or all of it."""
+        if self.draft is None or not self.wants_rest:
+            return self.frame
         return encode(self.draft.rest_of(decode_job(self.frame)))
 
     def fail(self, failure: Failed) -> None:
