@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import statistics
@@ -185,9 +186,9 @@ def test_a_blocking_job_of_a_killed_worker_runs_on_another_at_once(tmp_path, wor
             ThreadPoolExecutor() as pool,
         ):
             house.wait_health(workers=1)
+            first.send(signal.SIGSTOP)  # else it may have done it before this test has seen that it has it
             answer = pool.submit(client.post, OPENAI, json=endless(max_tokens=N_LONG_TOKENS))
             house.wait_health(active_jobs=1)
-            first.send(signal.SIGSTOP)  # else it may have done it before the other one is up
             with running_worker(house, name="second", **worker_variables):
                 house.wait_health(workers=2)
                 first.send(signal.SIGKILL)
@@ -228,10 +229,11 @@ def test_a_blocking_job_outlives_a_killed_llama_server(house, worker_variables):
         ThreadPoolExecutor() as pool,
     ):
         house.wait_health(workers=1)
+        (llama,) = children_of(worker.pid)
+        os.kill(llama, signal.SIGSTOP)  # else the answer may be over before this test has seen that it is asked for
         answer = pool.submit(client.post, OPENAI, json=endless(max_tokens=N_LONG_TOKENS))
         house.wait_health(active_jobs=1)
-        (llama,) = children_of(worker.pid)
-        subprocess.run(["kill", "-9", str(llama)], check=True)
+        os.kill(llama, signal.SIGKILL)
         assert answer.result().json()["choices"][0]["finish_reason"] == "length"
 
 
