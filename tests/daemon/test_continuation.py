@@ -104,6 +104,98 @@ async def test_another_worker_writes_the_rest_without_a_seam(path):
         await until(lambda: queue_is_empty(running))
 
 
+def blocking(path: str) -> dict[str, Any]:
+    return {name: value for name, value in stream(path).items() if name not in ("stream", "stream_options")}
+
+
+def whole_of(path: str, body: dict[str, Any]) -> tuple[str, tuple[int, int]]:
+    usage = body["usage"]
+    if path == OPENAI:
+        return body["choices"][0]["message"]["content"], (usage["prompt_tokens"], usage["completion_tokens"])
+    content = body["content"] if path == ANTHROPIC else body["output"][0]["content"]
+    n_prompt = usage["input_tokens"] + usage.get("cache_read_input_tokens", 0)
+    return content[0]["text"], (n_prompt, usage["output_tokens"])
+
+
+@pytest.mark.parametrize("path", [OPENAI, ANTHROPIC, RESPONSES])
+async def test_a_blocking_answer_is_continued_too(path):
+    """Minutes of work are done twice, and the client's time limit runs out; or tokens are counted twice."""
+    async with running_router() as running, scripted_worker(running, features=OURS) as first:
+        async with posted(running, path, blocking(path)) as responses:
+            job = await first.next_job()
+            await first.send("prompt_progress", job_id=job["job_id"], total=20, cached=5, processed=20)
+            await first.say(job, "The", " quick")
+            await seen(running, job, 2)
+            async with scripted_worker(running, features=OURS) as second:
+                abort(first)
+                rest = await second.next_job()
+                assert (rest["attempt"], rest["max_tokens"]) == (2, 48)
+                assert rest["messages"][-1] == {"role": "assistant", "content": "The quick"}
+                await second.say(rest, " fox")
+                await second.complete(rest, input_tokens=22, output_tokens=2)
+                await until(lambda: bool(responses))
+        assert whole_of(path, responses[0].json()) == ("The quick fox", (20, 4))
+        await until(lambda: queue_is_empty(running))
+
+
+@pytest.mark.parametrize("code", ["invalid_request", "context_length_exceeded"])
+async def test_a_blocking_answer_whose_rest_is_refused_begins_again(code):
+    """A client that has seen nothing gets an error because a chat template takes no message to go on with."""
+    async with running_router() as running, scripted_worker(running, features=OURS) as first:
+        async with posted(running, OPENAI, blocking(OPENAI)) as responses:
+            job = await first.next_job()
+            await first.say(job, "The", " quick")
+            await seen(running, job, 2)
+            async with scripted_worker(running, features=OURS) as second:
+                abort(first)
+                rest = await second.next_job()
+                await second.send("error", job_id=rest["job_id"], error="no prefill", code=code)
+                again = await second.next_job()
+                assert (again["messages"], again["max_tokens"], again["attempt"]) == (job["messages"], 50, 3)
+                await second.say(again, "A", " slow", " ox")
+                await second.complete(again, input_tokens=9, output_tokens=3)
+                await until(lambda: bool(responses))
+        assert whole_of(OPENAI, responses[0].json()) == ("A slow ox", (9, 3))
+        await until(lambda: queue_is_empty(running))
+
+
+async def test_a_blocking_answer_begins_again_at_a_worker_that_can_only_do_that():
+    """A client that has seen nothing gets an error, or waits for a kind of worker that never comes."""
+    async with running_router() as running, scripted_worker(running, features=OURS) as first:
+        async with posted(running, OPENAI, blocking(OPENAI)) as responses:
+            job = await first.next_job()
+            await first.say(job, "The", " quick")
+            await seen(running, job, 2)
+            async with scripted_worker(running, features=("deltas", "params")) as original:
+                abort(first)
+                again = await original.next_job()  # after CONTINUE_WAIT_S
+                assert (again["messages"], again["attempt"]) == (job["messages"], 2)
+                await original.say(again, "A", " slow", " ox")
+                await original.complete(again, input_tokens=9, output_tokens=3)
+                await until(lambda: bool(responses))
+        assert whole_of(OPENAI, responses[0].json()) == ("A slow ox", (9, 3))
+        await until(lambda: queue_is_empty(running))
+
+
+async def test_a_blocking_answer_goes_back_into_the_queue_where_only_another_router_has_workers():
+    """It waits at a router without workers while those of the other one are free."""
+    with redis_server() as redis:
+        async with two_routers(redis) as (front, back), scripted_worker(front, features=OURS) as first:
+            async with posted(front, OPENAI, blocking(OPENAI)) as responses:
+                job = await first.next_job()
+                await first.say(job, "The", " quick")
+                await seen(front, job, 2)
+                async with scripted_worker(back, features=OURS) as second:
+                    abort(first)
+                    again = await second.next_job()
+                    assert (again["messages"], again["attempt"]) == (job["messages"], 2)
+                    await second.say(again, "A", " slow", " ox")
+                    await second.complete(again, input_tokens=9, output_tokens=3)
+                    await until(lambda: bool(responses))
+            assert whole_of(OPENAI, responses[0].json()) == ("A slow ox", (9, 3))
+            await until(lambda: queue_is_empty(front))
+
+
 async def test_original_workers_get_no_continuations():
     """They would write the answer from the beginning, behind its first half."""
     async with running_router() as running, scripted_worker(running, features=OURS) as first:
