@@ -204,6 +204,24 @@ def _is_up(url: str) -> bool:
         return False
 
 
+@contextmanager
+def open_request(house: House, path: str, asked: dict[str, Any]) -> Iterator[socket.socket]:
+    """Send a request; leaving the block closes the connection."""
+    content = orjson.dumps(asked)
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {API_KEY}\r\ncontent-length: {len(content)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", house.port)) as connection:
+        connection.sendall(head.encode() + content)
+        yield connection
+
+
+def n_busy_slots(llama_url: str) -> int:
+    """Return how many slots of a llama-server are at work."""
+    slots = PROBE.get(f"{llama_url}/slots").json()
+    return sum(slot["is_processing"] for slot in slots)
+
+
 def children_of(pid: int) -> list[int]:
     """Return the process ids of a process's children (Linux)."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,6 +25,8 @@ from tests.live.processes import (
     children_of,
     external_llama,
     is_alive,
+    n_busy_slots,
+    open_request,
     running_router,
     running_worker,
     wait_until,
@@ -74,11 +75,6 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield running
 
 
-def n_busy_slots(llama_url: str) -> int:
-    slots = PROBE.get(f"{llama_url}/slots").json()
-    return sum(slot["is_processing"] for slot in slots)
-
-
 def test_four_slots_run_four_jobs_at_once(house, worker_variables):
     """A worker would run one job at a time, whatever its slots."""
     with running_worker(house, **worker_variables), house.client() as client:
@@ -112,7 +108,7 @@ def test_a_client_that_hangs_up_frees_its_slot_and_stops_llama_server(
         house.wait_health(workers=1, total_slots=4)
         delays = []
         for _ in range(5):
-            with _raw_request(house, path, endless(path, stream=stream)):
+            with open_request(house, path, endless(path, stream=stream)):
                 wait_until(lambda: n_busy_slots(llama) == 1, what="a busy slot")
                 house.wait_health(active_jobs=1)
             hung_up_at = time.monotonic()
@@ -122,24 +118,12 @@ def test_a_client_that_hangs_up_frees_its_slot_and_stops_llama_server(
         assert statistics.median(delays) < FREED_WITHIN_S
 
 
-@contextmanager
-def _raw_request(house: House, path: str, asked: dict) -> Iterator[socket.socket]:
-    """Send a request; leaving the block closes the connection."""
-    content = orjson.dumps(asked)
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {API_KEY}\r\ncontent-length: {len(content)}\r\n\r\n"
-    )
-    with socket.create_connection(("127.0.0.1", house.port)) as connection:
-        connection.sendall(head.encode() + content)
-        yield connection
-
-
 def test_a_client_that_hangs_up_in_the_prompt_phase_stops_it(house, llama_server_binary, tiny_model):
     """llama-server would read a long prompt to its end for nobody."""
     with external_llama(llama_server_binary, tiny_model) as llama, running_worker(house, AUXOT_LLAMA_URL=llama):
         house.wait_health(workers=1, total_slots=4)
         asked = body(stream=True, messages=[{"role": "user", "content": "prompt " * 15_000}])
-        with _raw_request(house, OPENAI, asked):
+        with open_request(house, OPENAI, asked):
             wait_until(lambda: n_busy_slots(llama) == 1, what="a busy slot")
         house.wait_health(active_jobs=0)
         wait_until(lambda: n_busy_slots(llama) == 0, what="a free slot")
@@ -149,7 +133,7 @@ def test_a_client_that_hangs_up_in_the_prompt_phase_stops_it(house, llama_server
 
 def test_a_queued_request_of_a_client_that_left_never_runs(house, worker_variables):
     """A worker would be busy with an answer that nobody waits for."""
-    with _raw_request(house, OPENAI, endless()):
+    with open_request(house, OPENAI, endless()):
         house.wait_health(waiting_requests=1)
     house.wait_health(waiting_requests=0)
     with running_worker(house, **worker_variables), house.client() as client:
@@ -311,7 +295,7 @@ def test_a_client_that_does_not_read_cannot_hold_a_stopping_router(tmp_path, wor
         running_worker(house, **worker_variables),
     ):
         house.wait_health(workers=1)
-        with _raw_request(house, OPENAI, endless(stream=True)):
+        with open_request(house, OPENAI, endless(stream=True)):
             house.wait_health(active_jobs=1)
             time.sleep(0.5)  # its socket fills
             stopped_at = time.monotonic()
