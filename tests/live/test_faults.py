@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import threading
 import time
@@ -20,12 +19,9 @@ import pytest
 from auxot.demo.tiny_model import ANSWER
 from tests.live.processes import (
     API_KEY,
-    PROBE,
     House,
     children_of,
-    external_llama,
     is_alive,
-    n_busy_slots,
     open_request,
     running_router,
     running_worker,
@@ -34,7 +30,6 @@ from tests.live.processes import (
 
 OPENAI = "/v1/chat/completions"
 ANTHROPIC = "/v1/messages"
-FREED_WITHIN_S = 0.25  # promised in the README
 N_LONG_TOKENS = 6000  # seconds of work
 
 
@@ -96,39 +91,6 @@ def _read_until(client: httpx.Client, asked: dict, stop: threading.Event) -> int
             if stop.is_set():
                 return n_chunks
     raise AssertionError("an endless answer ended")
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("path", [OPENAI, ANTHROPIC])
-def test_a_client_that_hangs_up_frees_its_slot_and_stops_llama_server(
-    house, llama_server_binary, tiny_model, path, stream
-):
-    """llama-server would go on writing for nobody, and the slot would be lost to others."""
-    with external_llama(llama_server_binary, tiny_model) as llama, running_worker(house, AUXOT_LLAMA_URL=llama):
-        house.wait_health(workers=1, total_slots=4)
-        delays = []
-        for _ in range(5):
-            with open_request(house, path, endless(path, stream=stream)):
-                wait_until(lambda: n_busy_slots(llama) == 1, what="a busy slot")
-                house.wait_health(active_jobs=1)
-            hung_up_at = time.monotonic()
-            house.wait_health(active_jobs=0)
-            wait_until(lambda: n_busy_slots(llama) == 0, what="free slots")
-            delays.append(time.monotonic() - hung_up_at)
-        assert statistics.median(delays) < FREED_WITHIN_S
-
-
-def test_a_client_that_hangs_up_in_the_prompt_phase_stops_it(house, llama_server_binary, tiny_model):
-    """llama-server would read a long prompt to its end for nobody."""
-    with external_llama(llama_server_binary, tiny_model) as llama, running_worker(house, AUXOT_LLAMA_URL=llama):
-        house.wait_health(workers=1, total_slots=4)
-        asked = body(stream=True, messages=[{"role": "user", "content": "prompt " * 15_000}])
-        with open_request(house, OPENAI, asked):
-            wait_until(lambda: n_busy_slots(llama) == 1, what="a busy slot")
-        house.wait_health(active_jobs=0)
-        wait_until(lambda: n_busy_slots(llama) == 0, what="a free slot")
-        slots = PROBE.get(f"{llama}/slots").json()
-        assert max(slot.get("n_prompt_tokens_processed", 0) for slot in slots) < 100_000
 
 
 def test_a_queued_request_of_a_client_that_left_never_runs(house, worker_variables):
