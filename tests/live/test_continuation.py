@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.live.answers import ANTHROPIC, N_TOKENS, OPENAI, RESPONSES, WHOLE, Outcome, ask, ask_blocking
+from tests.live.processes import wait_until
 from tests.live.site import Site, running_site
 
 STREAMS = (OPENAI, ANTHROPIC, RESPONSES, OPENAI, ANTHROPIC)  # of a round
@@ -101,7 +102,6 @@ def test_the_answers_of_a_silent_worker_are_continued_and_its_return_doubles_not
         "dead wire": place.wire.go_dead,
     }
     round_bytes = site.bytes_of(lambda: ask_at_once(client, pool))
-    n_before = len(site.lines("job.finished"))
     place.wire.set_trap(after_bytes=round_bytes // 3, spring=springs[fault])
     outcomes = ask_at_once(client, pool)
     assert {(outcome.text, outcome.usage[1], tuple(outcome.errors)) for _, outcome in outcomes} == {
@@ -114,7 +114,9 @@ def test_the_answers_of_a_silent_worker_are_continued_and_its_return_doubles_not
     place.thaw()
     site.mend()  # both are back, and nobody runs anything
     assert {outcome.text for _, outcome in ask_at_once(client, pool)} == {WHOLE}
-    assert len(site.lines("job.finished")) == n_before + 2 * len(outcomes)
+    n_asked = 3 * len(outcomes)
+    wait_until(lambda: len(site.lines("job.finished")) >= n_asked, what="the log, behind the last bytes of answers")
+    assert len({line["job_id"] for line in site.lines("job.finished")}) == len(site.lines("job.finished")) == n_asked
     assert place.worker.process.poll() is None
 
 

@@ -101,6 +101,7 @@ def test_a_queued_request_of_a_client_that_left_never_runs(house, worker_variabl
     with running_worker(house, **worker_variables), house.client() as client:
         assert client.post(OPENAI, json=body()).json()["choices"][0]["message"]["content"] == ANSWER
         assert house.health()["active_jobs"] == 0
+    house.router.wait_for("job.finished", after=1)  # it is logged behind the last byte
     assert [line["outcome"] for line in house.router.log() if line["event"] == "job.finished"] == ["cancelled", "stop"]
 
 
@@ -141,8 +142,7 @@ def test_a_blocking_job_of_a_killed_worker_runs_on_another_at_once(tmp_path, wor
                 choice = answer.result().json()["choices"][0]
         assert choice["finish_reason"] == "length"
         assert (" ".join([ANSWER] * 1000)).startswith(choice["message"]["content"])
-        (finished,) = [line for line in house.router.log() if line["event"] == "job.finished"]
-        assert finished["attempt"] == 2
+        assert house.router.wait_for("job.finished")["attempt"] == 2
 
 
 def test_a_killed_llama_server_is_restarted_and_serves_again(house, worker_variables):
@@ -208,6 +208,7 @@ def test_two_hundred_streams_over_two_workers_are_exact(house, worker_variables)
         for text, expected in pool.map(one, range(200)):
             assert text == expected
         assert house.health()["active_jobs"] == 0
+    house.router.wait_for("job.finished", after=199)
     finished = [line for line in house.router.log() if line["event"] == "job.finished"]
     assert len(finished) == 200
     assert len({line["worker_id"] for line in finished}) == 2
