@@ -8,6 +8,8 @@ has seen that): its own time limit, the death of llama-server and a fault in thi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 import trio
 
@@ -33,12 +35,15 @@ class Workplace:
         slot_ctx_tokens: context of one of its slots.
         seats: the table that says who runs.
         job_timeout_s: how long a job may take here.
+        on_loss: called when llama-server has broken an answer off, before the router is told: the job, and others,
+            would come back and fail as often as they may until somebody looks whether it is still there.
     """
 
     http: LlamaHttp
     slot_ctx_tokens: int
     seats: Seats
     job_timeout_s: float
+    on_loss: Callable[[], None] = lambda: None
 
 
 async def run_job(job: Job, *, seat: Seat, link: Link, workplace: Workplace, log: Logger) -> None:
@@ -145,3 +150,5 @@ class _Run:
             self.outcome = event.reason.value
         elif isinstance(event, Failed):
             self.outcome = event.code.word
+            if event.code is ErrorCode.WORKER_LOST:
+                self.workplace.on_loss()

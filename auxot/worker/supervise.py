@@ -175,6 +175,7 @@ class Worker:
             slot_ctx_tokens=facts.slot_ctx_tokens,
             seats=self._seats,
             job_timeout_s=self._settings.job_timeout_s,
+            on_loss=server.doubt,
         )
         delays = self._reconnect_delays()
         while not self._seats.closed.is_set():

@@ -179,12 +179,17 @@ def running_worker(house: House, *, name: str = "worker", url: str | None = None
         yield daemon
 
 
-@contextmanager
-def external_llama(binary: Path, model: Path, *arguments: str) -> Iterator[str]:
-    """Run a llama-server that a test can look into; yields its address."""
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def external_llama(binary: Path, model: Path, *arguments: str, port: str = "") -> Iterator[str]:
+    """Run a llama-server that a test can look into, on a free port by default; yields its address."""
+    port = port or str(_free_port())
     settings = ["--jinja", "-np", "4", "-c", "655360", "--batch-size", "512", "--threads", "1"]
     argv = [str(binary), "-m", str(model), *settings, "--host", "127.0.0.1", "--port", port, *arguments]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

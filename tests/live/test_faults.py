@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,7 @@ from tests.live.processes import (
     API_KEY,
     House,
     children_of,
+    external_llama,
     is_alive,
     open_request,
     running_router,
@@ -181,6 +183,20 @@ def test_a_blocking_job_outlives_a_killed_llama_server(house, worker_variables):
         house.wait_health(active_jobs=1)
         os.kill(llama, signal.SIGKILL)
         assert answer.result().json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_job_waits_for_an_external_llama_server_that_is_restarted(house, llama_server_binary, tiny_model):
+    """Every request fails at once until the worker has noticed that nobody is there."""
+    with ThreadPoolExecutor() as pool, house.client() as client, ExitStack() as stack:
+        with external_llama(llama_server_binary, tiny_model) as url:
+            worker = stack.enter_context(running_worker(house, AUXOT_LLAMA_URL=url))
+            house.wait_health(workers=1)
+        answer = pool.submit(client.post, OPENAI, json=body())  # nobody listens there now
+        worker.wait_for("llama.died")
+        house.wait_health(workers=0, waiting_requests=1)
+        port = url.rpartition(":")[2]
+        with external_llama(llama_server_binary, tiny_model, port=port):
+            assert answer.result().json()["choices"][0]["message"]["content"] == ANSWER
 
 
 def test_two_hundred_streams_over_two_workers_are_exact(house, worker_variables):

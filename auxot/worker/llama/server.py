@@ -58,6 +58,16 @@ class LlamaServer:
     died: trio.Event = attrs.field(factory=trio.Event)
     pid: int | None = None
     _last_words: Callable[[], str] = attrs.field(default=str)
+    _doubted: trio.Event = attrs.field(factory=trio.Event)
+
+    def doubt(self) -> None:
+        """Have an external server looked at now: it has broken off an answer. Ours is watched by the system."""
+        self._doubted.set()
+
+    async def wait_doubted(self) -> None:
+        """Wait for the next `doubt`."""
+        await self._doubted.wait()
+        self._doubted = trio.Event()
 
     async def wait_ready(self) -> None:
         """Wait until it answers that its model is loaded; the caller sets the deadline.
@@ -181,15 +191,19 @@ async def _report_exit(child: Child, server: LlamaServer) -> None:
 
 
 async def _watch_health(server: LlamaServer) -> None:
-    """Set `died` when an external server that has once answered stops doing so."""
+    """Set `died` when an external server that has once answered stops doing so; at once if it is doubted, too."""
     n_failures = 0
-    has_answered = False
+    has_answered = is_doubted = False
     while n_failures < _EXTERNAL_FAILURES:
         if await is_healthy(server.http):
             has_answered, n_failures = True, 0
         elif has_answered:
             n_failures += 1
-        await trio.sleep(_EXTERNAL_POLL_S)
+            if is_doubted:
+                break
+        with trio.move_on_after(_EXTERNAL_POLL_S) as pause:
+            await server.wait_doubted()
+        is_doubted = not pause.cancelled_caught
     _log.error("llama.died", reason=server.last_words())
     server.died.set()
 
