@@ -95,14 +95,16 @@ class RouterConfig:
             help="hash of the key that GPU workers show; `auxot-router setup` makes one",
         ),
     )
-    api_key_hash: str = attrs.field(
+    api_key_hash: str | None = attrs.field(
+        default=None,
         repr=False,
         metadata=knob(
             "AUXOT_API_KEY_HASH",
             kinds.key_hash(),
             flag=None,
             is_secret=True,
-            help="hash of the key that API callers show; `auxot-router setup` makes one",
+            help="hash of the key that API callers show; `auxot-router setup` makes one; may be missing where there is "
+            "a file of keys",
         ),
     )
     api_keys_file: Path | None = attrs.field(
@@ -239,6 +241,15 @@ class RouterConfig:
     max_body_bytes: int = attrs.field(
         default=32 * 1024 * 1024,
         metadata=knob("AUXOT_MAX_BODY_BYTES", kinds.integer(1024, 1024 * 1024 * 1024), help="largest request body"),
+    )
+    allow_private_urls: bool = attrs.field(
+        default=False,
+        metadata=knob(
+            "AUXOT_ALLOW_PRIVATE_URLS",
+            kinds.boolean(),
+            help="true: images may be fetched from loopback and private networks too; else from the public internet "
+            "only",
+        ),
     )
     cors_origins: tuple[str, ...] = attrs.field(
         default=(),
@@ -379,6 +390,10 @@ def load_router_config(argv: Sequence[str], environ: Mapping[str, str], cwd: Pat
     config = load_config(RouterConfig, "auxot-router", argv=argv, environ=environ, cwd=cwd)
     if config.worker_type == CLI_WORKERS:
         config = load_config(RouterConfig, "auxot-router", argv=argv, environ=environ, cwd=cwd, **_CLI_DEFAULTS)
+    if config.api_key_hash is None and config.api_keys_file is None:
+        raise ConfigError(
+            "AUXOT_API_KEY_HASH is required, or AUXOT_API_KEYS_FILE: who may call; `auxot-router setup` makes a key"
+        )
     if config.dead_worker_timeout_s <= config.heartbeat_interval_s:
         raise ConfigError("AUXOT_DEAD_WORKER_TIMEOUT must be longer than AUXOT_HEARTBEAT_INTERVAL")
     for alias, model in config.model_aliases:

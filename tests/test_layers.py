@@ -40,6 +40,7 @@ PURE = (
     "auxot.router.models",
     "auxot.router.openapi*",
     "auxot.router.quotas",
+    "auxot.router.web_address",
     "auxot.worker.toolcalls",
 )
 NOT_IN_PURE = (

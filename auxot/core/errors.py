@@ -32,6 +32,7 @@ class ErrorCode(enum.Enum):
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405)
     REQUEST_TIMEOUT = ("request_timeout", 408)
     TOO_LARGE = ("too_large", 413)
+    UNSUPPORTED_CODING = ("unsupported_content_encoding", 415)
     RATE_LIMITED = ("rate_limited", 429)
     OVERLOADED = ("overloaded", 429)
     WORKER_FAILED = ("worker_failed", 500)

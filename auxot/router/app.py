@@ -109,6 +109,7 @@ class App:
             pool=parts.pool,
             catalog=parts.catalog,
             verifier=parts.verifier,
+            images=parts.images,
             limits=parts.limits,
             quiet=parts.quiet,
             router_id=parts.router_id,

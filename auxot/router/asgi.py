@@ -40,9 +40,15 @@ async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int) -> byte
     """Return the whole body.
 
     Raises:
-        RefusedError: larger than the limit (413), or too slow (408).
+        RefusedError: larger than the limit (413), compressed (415), or too slow (408).
         ClientGoneError: the client left.
     """
+    if (header(scope, b"content-encoding") or b"identity").strip().lower() not in (b"", b"identity"):
+        await discard_body(receive)
+        raise RefusedError(  # a few kilobytes may become gigabytes
+            ErrorCode.UNSUPPORTED_CODING,
+            "compressed request bodies are not supported: send it without Content-Encoding",
+        )
     declared = header(scope, b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
         await discard_body(receive)

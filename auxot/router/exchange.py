@@ -1,6 +1,6 @@
 """One request that becomes a job, from its first byte to the last byte of its answer.
 
-    key -> a place in line -> body -> ask (dialect.parse) -> relay.open -> queue -> (worker) -> answer -> client
+    key -> place in line -> body -> ask (dialect.parse) -> images -> relay.open -> queue -> (worker) -> answer
 
 Plain ASGI, because a web framework would double the cost of a short request. Beside the task that answers runs one
 that waits for the client to leave and for the request's time to run out: leaving cancels everything, and the worker
@@ -28,6 +28,7 @@ from auxot.router.asgi import REQUEST_ID, ClientGoneError, Receive, Scope, Send,
 from auxot.router.connection import Connection
 from auxot.router.draft import Draft, can_be_continued
 from auxot.router.headers import Headers, job_headers
+from auxot.router.images import has_web_images
 from auxot.router.relay import OpenJob
 from auxot.router.streaming import ClientAnswer, CollectedAnswer, StreamingAnswer, WholeAnswer
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from auxot.core.logs import Logger
     from auxot.router.auth import KeyVerifier
     from auxot.router.dialects.base import Dialect, StreamEncoder
+    from auxot.router.images import Images
     from auxot.router.models import Catalog
     from auxot.router.pool import Pool
 
@@ -72,6 +74,7 @@ class Endpoint:
     pool: Pool
     catalog: Catalog
     verifier: KeyVerifier
+    images: Images
     limits: Limits
     quiet: trio.Event
     router_id: str
@@ -108,7 +111,9 @@ class Endpoint:
     ) -> None:
         body = await read_body(scope, receive, limit_bytes=self.limits.max_body_bytes)
         asked = self.ask(scope, body, now=accepted_at)
+        n_body_bytes = len(body)
         del body  # megabytes, while the answer may take minutes
+        await self._fetch_images(asked.job, receive, place=place, n_body_bytes=n_body_bytes)
         record = JobRecord(
             job_id=asked.job.job_id,
             accepted_at=accepted_at,
@@ -124,6 +129,27 @@ class Endpoint:
             await send_error(send, dialect=self.dialect, error=exc, request_id=record.request_id, headers=headers)
         finally:
             self._log_end(record, stream=asked.stream)
+
+    async def _fetch_images(self, job: Job, receive: Receive, *, place: Place, n_body_bytes: int) -> None:
+        """Put the images that a job names by address into it, as long as the client is there."""
+        if not has_web_images(job):
+            return
+        admission = self.pool.admission
+        admission.resize(place, n_body_bytes)
+        failure: RefusedError | None = None
+        is_done = False
+        async with trio.open_nursery() as request_nursery:
+            request_nursery.start_soon(_end_on_disconnect, receive, request_nursery.cancel_scope)
+            try:
+                await self.images.put_in(job, grow=lambda n_bytes: admission.resize(place, place.n_bytes + n_bytes))
+            except RefusedError as exc:
+                failure = exc
+            is_done = True
+            request_nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if not is_done:
+            raise ClientGoneError
 
     def ask(self, scope: Scope, body: bytes, *, now: float) -> Asked:
         """Read a request.
@@ -295,6 +321,11 @@ def writable_connection(scope: Scope) -> Connection | None:
 async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _end_on_disconnect(receive: Receive, request_scope: trio.CancelScope) -> None:
+    await _wait_for_disconnect(receive)
+    request_scope.cancel()
 
 
 def _ms(start: float, end: float | None) -> float | None:

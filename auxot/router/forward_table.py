@@ -30,6 +30,7 @@ from auxot.router.routes import Api, Route
 
 MAX_INPUTS = 2048  # of one embeddings request; OpenAI's bound
 _MAX_CONTENT_TYPE_CHARS = 200
+_MEDIA = frozenset({"image_url", "input_audio", "input_video", "video_url"})
 _MULTIPART = "multipart/form-data"
 # A text field of a form, as all clients write it: no charset, no encoding.
 _FORM_FIELD = rb'name="?%b"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,200})\r\n'
@@ -142,9 +143,23 @@ def _detokenize(fields: Fields) -> dict[str, Any]:
 
 
 def _apply_template(fields: Fields) -> dict[str, Any]:
-    if not fields.objects("messages"):
+    messages = fields.objects("messages")
+    if not messages:
         raise fields.refused("messages", "Field required")
+    for message in messages:
+        _check_media(message)
     return fields.raw
+
+
+def _check_media(message: Fields) -> None:
+    """Refuse addresses: llama-server would fetch what stands there, from inside its own network."""
+    content = message.get("content")
+    for part in message.objects("content") or () if type(content) is list else ():
+        for name in _MEDIA.intersection(part.raw):
+            value = part.raw[name]
+            texts = value.values() if type(value) is dict else [value]
+            if any(type(text) is str and ":" in text and not text.startswith("data:") for text in texts):
+                raise part.refused(name, "must be a data: URL here")
 
 
 def _infill(fields: Fields) -> dict[str, Any]:

@@ -36,6 +36,7 @@ _ERRORS = {
     404: "There is no such thing, or the model is not served.",
     408: "The body did not come in time.",
     413: "The body is too large.",
+    415: "The body is compressed (`Content-Encoding`).",
     429: "The key's limits are reached, the queue is full, or a worker's provider limits the rate; see `Retry-After`.",
     500: "The worker failed.",
     501: "No connected worker can do this, or this is not supported at all.",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from auxot.router.auth import KeyVerifier
     from auxot.router.cors import Cors
     from auxot.router.dialects.base import Dialect
+    from auxot.router.images import Images
     from auxot.router.models import Catalog
     from auxot.router.pool import Pool
 
@@ -44,6 +45,7 @@ class Parts:
 
     pool: Pool
     verifier: KeyVerifier
+    images: Images
     limits: Limits
     openai: Dialect
     anthropic: Dialect

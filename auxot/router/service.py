@@ -40,6 +40,7 @@ from auxot.router.exchange import Limits
 from auxot.router.fleet import Fleet
 from auxot.router.front import FrontPhases, serve_front
 from auxot.router.handshake import Doorkeeper
+from auxot.router.images import Images
 from auxot.router.key_file import KeyFile
 from auxot.router.mailbox import Mailbox
 from auxot.router.models import Catalog
@@ -271,6 +272,7 @@ def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: F
     return Parts(
         pool=pool,
         verifier=verifier,
+        images=Images(allows_private=config.allow_private_urls, max_bytes=config.max_body_bytes),
         limits=limits,
         openai=OPENAI_CHAT,
         anthropic=AnthropicMessages(keep_billing_header=config.keep_billing_header),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 
 import orjson
 import pytest
@@ -227,3 +228,22 @@ async def flood(worker) -> None:
 
 async def _n_workers(running, count: int) -> bool:
     return (await running.health())["workers"] == count
+
+
+async def test_compression_is_not_negotiated_and_compressed_frames_end_the_connection():
+    """A frame of kilobytes would become gigabytes in the router's memory (a decompression bomb)."""
+    async with running_router() as running:
+        stream = await trio.open_tcp_stream("127.0.0.1", running.port)
+        await stream.send_all(
+            b"GET /ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
+            b"sec-websocket-extensions: permessage-deflate; client_max_window_bits\r\n"
+            b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n"
+        )
+        head = await stream.receive_some()
+        assert head.startswith(b"HTTP/1.1 101")
+        assert b"extensions" not in head.lower()
+        packed = zlib.compress(orjson.dumps({"type": "hello", "gpu_key": GPU_KEY, "capabilities": CAPABILITIES}))
+        await stream.send_all(frame(packed, opcode=0x40 | 1))
+        with trio.fail_after(5):
+            await closed_by_peer(stream)
+        await stream.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +18,7 @@ from auxot.core.forwarded import FORWARDED
 from auxot.core.messages import WORKER_FEATURES
 from auxot.router import openapi
 from tests.daemon.harness import RunningRouter, ScriptedWorker, running_router, scripted_worker
+from tests.faults.harness import resident_bytes
 
 FEATURES = tuple({*WORKER_FEATURES, *(row.needs for row in FORWARDED)})
 PATHS = [one.path for one in openapi.operations() if one.response and one.request not in (None, openapi.UPLOAD)]
@@ -259,3 +261,25 @@ def test_any_json_in_any_field_is_answered(values):
             await expect_life(running, client)
 
     trio.run(run)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "x"])
+async def test_a_compressed_body_is_refused_unopened(coding):
+    """A few kilobytes would become gigabytes in the router's memory (a decompression bomb)."""
+    bomb = gzip.compress(bytes(50 * 1024 * 1024))
+    async with running_router() as running, running.client() as client:
+        before = resident_bytes()
+        for path in PATHS:
+            response = await client.post(path, content=bomb, headers={"content-encoding": coding})
+            assert response.status_code == 415
+            assert "compressed" in response.json()["error"]["message"]
+            assert response.json()["error"]["type"] == "invalid_request_error"
+        assert resident_bytes() - before < 20 * 1024 * 1024
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+async def test_a_body_that_is_said_not_to_be_compressed_is_read(coding):
+    """A client that says the obvious would be refused."""
+    async with running_router() as running, running.client() as client:
+        response = await client.post("/v1/chat/completions", content=b"{}", headers={"content-encoding": coding})
+        assert response.status_code == 400

@@ -222,7 +222,7 @@ def test_write_env_writes_a_private_file_once(capsys, folder, argv, worker_type)
     assert not keys_in(content)
     config = load_router_config([], {}, folder)
     assert config.worker_type == worker_type
-    assert verify_key(keys_in(first)[Role.API], config.api_key_hash)
+    assert verify_key(keys_in(first)[Role.API], config.api_key_hash or "")
     assert verify_key(keys_in(first)[Role.WORKER], config.admin_key_hash)
     assert cli.run(cli.ROUTER, ["setup", "--write-env"]) == 1
     captured = capsys.readouterr()

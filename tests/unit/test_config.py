@@ -74,6 +74,7 @@ def test_router_defaults_are_those_of_the_original(tmp_path):
         "keep_billing_header": False,
         "shutdown_grace_s": 30.0,
         "auth_cache_ttl_s": 300.0,
+        "allow_private_urls": False,
         "log_level": Level.INFO,
         "warnings": (),
     }
@@ -156,6 +157,13 @@ def test_empty_variable_is_not_set(tmp_path):
     """`AUXOT_PORT=${PORT:-}` in a compose file would be a bad number."""
     (tmp_path / ".env").write_text("AUXOT_PORT=1\n")
     assert router(tmp_path, AUXOT_PORT=" ").port == 8080  # it is in the environment, and that goes before .env
+
+
+def test_a_file_of_keys_is_enough_to_let_callers_in(tmp_path):
+    """A router whose keys all have names would need one more that has none."""
+    environ = {"AUXOT_ADMIN_KEY_HASH": HASH, "AUXOT_API_KEYS_FILE": "keys.toml"}
+    config = load_router_config([], environ, tmp_path)
+    assert (config.api_key_hash, config.api_keys_file) == (None, Path("keys.toml"))
 
 
 @pytest.mark.parametrize("missing", ["AUXOT_ADMIN_KEY_HASH", "AUXOT_API_KEY_HASH"])

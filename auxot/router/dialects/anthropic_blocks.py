@@ -20,7 +20,7 @@ from typing import Any
 from auxot.router.dialects.anthropic_fields import DOCUMENT_SOURCES, IMAGE_SOURCES, Entry, block_entry
 from auxot.router.dialects.field_table import Status
 from auxot.router.dialects.fields import Fields
-from auxot.router.dialects.openai_messages import check_image_url
+from auxot.router.dialects.openai_messages import read_image_url
 
 Part = dict[str, Any]
 """A content part, as OpenAI has it: `{"type": "text", "text": ...}` or `{"type": "image_url", ...}`."""
@@ -137,8 +137,7 @@ def _read_base64_text(source: Fields) -> str:
 
 def _read_image_url(source: Fields) -> str:
     if _source_kind(source, IMAGE_SOURCES) == "url":
-        check_image_url(source, "url")
-        return source.required_string("url")
+        return read_image_url(source, "url")
     media_type = source.required_string("media_type")
     if not media_type.startswith("image/") or "," in media_type:
         raise source.refused("media_type", "must be an image's")

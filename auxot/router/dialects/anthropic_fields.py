@@ -156,7 +156,7 @@ BLOCKS: Mapping[str, Entry] = {
 
 IMAGE_SOURCES: Mapping[str, Entry] = {
     "base64": _honoured(fields={"media_type": _YES, "data": _YES}),
-    "url": _honoured("http, https or data", {"url": _YES}),
+    "url": _honoured("the router fetches it: http or https", {"url": _YES}),
     "file": _refused("files are not stored here: send the image as base64"),
 }
 

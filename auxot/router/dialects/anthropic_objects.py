@@ -40,6 +40,7 @@ _ERROR_TYPES = {
     ErrorCode.MODEL_NOT_FOUND: "not_found_error",
     ErrorCode.REQUEST_TIMEOUT: "timeout_error",
     ErrorCode.TIMEOUT: "timeout_error",
+    ErrorCode.UNSUPPORTED_CODING: "invalid_request_error",
     ErrorCode.TOO_LARGE: "request_too_large",
     ErrorCode.RATE_LIMITED: "rate_limit_error",
     ErrorCode.NOT_IMPLEMENTED: "not_implemented_error",

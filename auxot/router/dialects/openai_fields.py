@@ -30,7 +30,11 @@ CHAT_FIELDS: tuple[FieldRule, ...] = (
     *_SHARED,
     *honoured("messages", "messages[].role", "messages[].content", "messages[].name", "messages[].refusal"),
     *honoured("messages[].content[].type", "messages[].content[].text", "messages[].content[].refusal"),
-    *rule("messages[].content[].image_url", HONOURED, "data:, https: and http: URLs; the model must have vision"),
+    *rule(
+        "messages[].content[].image_url",
+        HONOURED,
+        "a data: URL, or one that the router fetches (https:, http:); the model must have vision",
+    ),
     *honoured("messages[].content[].image_url.url"),
     *rule("messages[].content[].image_url.detail", IGNORED, "an image is seen in the model's own resolution"),
     *rule("messages[].content[].input_audio", HONOURED, "the model must have audio"),

@@ -14,7 +14,7 @@ import orjson
 
 from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.jobs import ChatMessage, FunctionCall, ToolCall
-from auxot.router.dialects.fields import Fields
+from auxot.router.dialects.fields import Fields, WebImage
 from auxot.router.dialects.openai_tools import refuse_custom
 from auxot.router.dialects.repair import repair_json_object
 
@@ -26,7 +26,7 @@ _ROLES = {
     "tool": "tool",
     "function": "tool",
 }
-_IMAGE_SCHEMES = ("data:", "https://", "http://")  # anything else would be a file of the worker's machine
+_WEB_SCHEMES = ("https://", "http://")
 
 
 def read_messages(fields: Fields) -> tuple[ChatMessage, ...]:
@@ -119,15 +119,18 @@ def _read_image(part: Fields) -> dict[str, Any]:
     if type(image) is str:
         part = Fields({"image_url": {"url": image}}, part.path, part.dotted)
     image_url = part.required_object("image_url")
-    check_image_url(image_url, "url")
-    return {"type": "image_url", "image_url": {"url": image_url.get("url")}}
+    return {"type": "image_url", "image_url": {"url": read_image_url(image_url, "url")}}
 
 
-def check_image_url(fields: Fields, name: str) -> None:
-    """Refuse an image's address that is neither a data URL nor on the web."""
+def read_image_url(fields: Fields, name: str) -> str:
+    """Read an image's address: a data URL, or a `WebImage`."""
     url = fields.required_string(name)
-    if not url[:8].lower().startswith(_IMAGE_SCHEMES):
+    scheme = url[:8].lower()
+    if scheme.startswith(_WEB_SCHEMES):
+        return WebImage(url, field=fields.where(name))
+    if not scheme.startswith("data:"):
         raise fields.refused(name, "must be a data:, https: or http: URL")
+    return url
 
 
 def _read_calls(message: Fields) -> tuple[ToolCall, ...]:

@@ -32,6 +32,7 @@ _TYPES = {
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: "invalid_request_error",
     ErrorCode.METHOD_NOT_ALLOWED: "invalid_request_error",
     ErrorCode.REQUEST_TIMEOUT: "invalid_request_error",
+    ErrorCode.UNSUPPORTED_CODING: "invalid_request_error",
     ErrorCode.TOO_LARGE: "invalid_request_error",
     ErrorCode.UNAUTHENTICATED: "authentication_error",
     ErrorCode.NOT_FOUND: "not_found_error",

@@ -139,7 +139,7 @@ CONTENT_PARTS: Mapping[str, Rule] = {
     "output_text": _honoured(),
     "text": _honoured("as input_text"),
     "refusal": _honoured("as text"),
-    "input_image": _honoured("image_url: a data:, https: or http: URL"),
+    "input_image": _honoured("image_url: a data: URL, or one that the router fetches (https:, http:)"),
     "input_audio": _honoured(),
     "input_file": _refused("files are not supported: send their text"),
 }

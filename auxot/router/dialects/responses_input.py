@@ -23,7 +23,7 @@ from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.jobs import ChatMessage, FunctionCall, ToolCall
 from auxot.router.dialects.base import json_bytes
 from auxot.router.dialects.fields import Fields
-from auxot.router.dialects.openai_messages import check_image_url, read_arguments
+from auxot.router.dialects.openai_messages import read_arguments, read_image_url
 from auxot.router.dialects.responses_fields import CONTENT_PARTS, INPUT_ITEMS, check_type
 from auxot.router.dialects.responses_tools import custom_arguments, offered_name
 
@@ -194,8 +194,7 @@ def _read_part(part: Fields) -> dict[str, Any]:
 def _read_image(part: Fields) -> dict[str, Any]:
     if part.get("image_url") is None and part.get("file_id") is not None:
         raise part.refused("file_id", "files are not stored here: send the image as image_url")
-    check_image_url(part, "image_url")
-    return {"type": "image_url", "image_url": {"url": part.get("image_url")}}
+    return {"type": "image_url", "image_url": {"url": read_image_url(part, "image_url")}}
 
 
 def _text(holder: Fields, name: str) -> str:

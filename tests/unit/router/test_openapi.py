@@ -22,6 +22,7 @@ NOTHING: Any = None  # what no route is asked for here needs not be there
 PARTS = Parts(
     pool=NOTHING,
     verifier=NOTHING,
+    images=NOTHING,
     limits=NOTHING,
     openai=OPENAI_CHAT,
     anthropic=ANTHROPIC,
