@@ -30,6 +30,7 @@ PURE = (
     "auxot.core.protocol",
     "auxot.core.sse",
     "auxot.demo.tiny_model",
+    "auxot.router.conduct",
     "auxot.router.cors",
     "auxot.router.dialects*",
     "auxot.router.draft",

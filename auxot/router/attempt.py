@@ -43,8 +43,10 @@ from auxot.core.messages import (
     Token,
     ToolCallDeltaMessage,
 )
+from auxot.router.conduct import Allowance, EndlessAnswerError
 from auxot.router.relay import OpenJob
 
+MAX_TOKENS = 2**31 - 1  # that a worker is believed
 # A worker that says one of these could not run the job, and another may.
 _GIVEN_BACK = (ErrorCode.WORKER_LOST, ErrorCode.UNAVAILABLE)
 
@@ -72,6 +74,19 @@ class Attempt:
     _text: list[str] = attrs.field(factory=list)
     _reasoning: list[str] = attrs.field(factory=list)
     _tool_calls: int = 0
+    _allowance: Allowance = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._allowance = Allowance.of(self.open_job.max_tokens)
+
+    def count(self, n_bytes: int, *, choice: int = 0, index: int = 0) -> None:
+        """Count a message about it; see `conduct.Allowance`. An answer without end fails here."""
+        try:
+            self._allowance.spend(n_bytes, choice=choice, index=index)
+        except EndlessAnswerError:
+            self.open_job.fail(Failed(ErrorCode.WORKER_FAILED, "the worker sent more than an answer can have"))
+            self.end(Outcome.DONE)
+            raise
 
     def end(self, outcome: Outcome) -> None:
         """Note how it ended, once."""
@@ -95,7 +110,7 @@ class Attempt:
 
     def on_prompt_progress(self, message: PromptProgressMessage) -> None:
         """Pass on how far the prompt is."""
-        self._feed(PromptProgress(message.total, message.cached, message.processed))
+        self._feed(PromptProgress(*map(_count, (message.total, message.cached, message.processed))))
 
     def on_forward_head(self, message: ForwardHead) -> None:
         """Pass on the head of a forwarded endpoint's answer."""
@@ -169,8 +184,13 @@ def _remainder(
 
 def _usage(message: Complete) -> Usage:
     return Usage(
-        prompt_tokens=message.input_tokens + message.cache_tokens,
-        cached_tokens=message.cache_tokens,
-        completion_tokens=message.output_tokens,
-        reasoning_tokens=message.reasoning_tokens,
+        prompt_tokens=_count(message.input_tokens) + _count(message.cache_tokens),
+        cached_tokens=_count(message.cache_tokens),
+        completion_tokens=_count(message.output_tokens),
+        reasoning_tokens=_count(message.reasoning_tokens),
     )
+
+
+def _count(n_tokens: int) -> int:
+    """Return a count of tokens that can be one."""
+    return max(0, min(n_tokens, MAX_TOKENS))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import attrs
 import trio
@@ -26,6 +26,7 @@ from auxot.core.messages import (
     FEATURE_CONTINUE,
     FEATURE_DELTAS,
     PENDING_BACKEND,
+    BuiltinTool,
     Cancel,
     Capabilities,
     Complete,
@@ -42,10 +43,12 @@ from auxot.core.messages import (
     PromptProgressMessage,
     Token,
     ToolCallDeltaMessage,
+    ToolGenerating,
     WorkerMessage,
 )
 from auxot.core.protocol import decode_worker_message, encode, with_attempt
 from auxot.router.attempt import Attempt, Outcome
+from auxot.router.conduct import Conduct, EndlessAnswerError
 from auxot.router.websocket import CLOSE_GOING_AWAY, SocketClosedError, WorkerSocket
 
 if TYPE_CHECKING:
@@ -55,11 +58,12 @@ if TYPE_CHECKING:
     from auxot.router.relay import Answer, OpenJob
 
 MAX_SLOTS = 1024  # a worker that announces more is believed this far
-MAX_BAD_MESSAGES = 100  # then the connection is dropped: it is not a worker
 MAX_LOGGED_CHARS = 500  # of what a worker says of itself
 PAUSE_S = 0.5  # without jobs for a worker that gave one back
 SETTLE_TIMEOUT_S = 2.0  # for the queue to hear how a job ended, also while everything is being cancelled
+ANNOUNCEMENT_WEIGHT = 50  # of a message that is logged; see `conduct`
 JobMessage = Token | ToolCallDeltaMessage | PromptProgressMessage | ForwardHead | ForwardBody | Complete | Error
+CliMessage = JobOverload | JobToolCallRequest | ToolGenerating | BuiltinTool
 _HEARTBEAT_ACK = encode(HeartbeatAck())
 
 
@@ -87,7 +91,7 @@ class Session:
     state: State = State.STARTING
     attempts: dict[str, Attempt] = attrs.field(factory=dict)
     _n_slots: int = 0
-    _n_bad_messages: int = 0
+    _conduct: Conduct = attrs.field(factory=Conduct)
     _streams_all: bool = False
     _nursery: trio.Nursery | None = None
     _liveness: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -193,17 +197,20 @@ class Session:
             if isinstance(message, Error) and message.job_id is None:
                 self._on_worker_error(message)
             elif isinstance(message, JobMessage):
-                self._on_job_message(message, written)
+                self._on_job_message(message, written, len(frame))
             else:
-                self._on_other_message(message, written)
+                self._on_other_message(message, written, len(frame))
+        except EndlessAnswerError as exc:
+            self._drop(exc.reason)
         except ProtocolError as exc:
             self._on_bad_message(exc)
 
-    def _on_job_message(self, message: JobMessage, written: dict[Answer, None]) -> None:
+    def _on_job_message(self, message: JobMessage, written: dict[Answer, None], n_bytes: int) -> None:
         attempt = self.attempts.get(message.job_id or "")
         if attempt is None:  # late words after a cancel, or a worker that speaks for a job that is not its own
-            self.log.debug("worker.foreign_job", worker_id=self.worker_id, type=message.TYPE)
+            self._conduct.check_late_words(message.job_id or "", is_end=isinstance(message, Complete | Error))
             return
+        attempt.count(n_bytes, choice=getattr(message, "choice", 0), index=getattr(message, "index", 0))
         written[attempt.open_job.answer] = None
         if isinstance(message, Token):
             attempt.on_token(message)
@@ -224,17 +231,28 @@ class Session:
                 self._pause()
             self._free_slot(attempt)
 
-    def _on_other_message(self, message: WorkerMessage, written: dict[Answer, None]) -> None:
+    def _on_other_message(self, message: WorkerMessage, written: dict[Answer, None], n_bytes: int) -> None:
         if isinstance(message, Heartbeat):
+            self._conduct.check_remark(trio.current_time())
             self.socket.send(_HEARTBEAT_ACK)
         elif isinstance(message, Config):
+            self._conduct.check_remark(trio.current_time(), weight=ANNOUNCEMENT_WEIGHT)
             self._on_config(message)
-        elif isinstance(message, JobOverload):
-            self._on_overload(message, written)
+        elif isinstance(message, JobOverload | JobToolCallRequest | ToolGenerating | BuiltinTool):
+            self._on_cli_message(message, written, n_bytes)
+        else:
+            raise ProtocolError(f"unexpected {message.TYPE}")
+
+    def _on_cli_message(self, message: CliMessage, written: dict[Answer, None], n_bytes: int) -> None:
+        attempt = self.attempts.get(message.job_id)
+        if attempt is None:
+            self._conduct.check_late_words(message.job_id, is_end=False)
+            return
+        attempt.count(n_bytes)
+        if isinstance(message, JobOverload):
+            self._on_overload(message, attempt, written)
         elif isinstance(message, JobToolCallRequest):
             self._refuse_tool_call(message)
-        else:
-            self.log.debug("worker.message_ignored", worker_id=self.worker_id, type=message.TYPE)
 
     def _on_config(self, message: Config) -> None:
         """Take over what the worker announces; from now on it gets jobs."""
@@ -256,6 +274,7 @@ class Session:
 
     def _on_worker_error(self, message: Error) -> None:
         """Log what a worker says of itself; one that says it is unavailable runs down its jobs and takes no more."""
+        self._conduct.check_remark(trio.current_time(), weight=ANNOUNCEMENT_WEIGHT)
         error = message.error[:MAX_LOGGED_CHARS]
         if ErrorCode.from_word(message.code) is ErrorCode.UNAVAILABLE:
             self.log.info("worker.quiet", worker_id=self.worker_id, reason=error)
@@ -263,15 +282,15 @@ class Session:
         else:
             self.log.warning("worker.error", worker_id=self.worker_id, error=error)
 
-    def _on_overload(self, message: JobOverload, written: dict[Answer, None]) -> None:
+    def _on_overload(self, message: JobOverload, attempt: Attempt, written: dict[Answer, None]) -> None:
         """Fail a job whose worker is rate-limited by its provider, so that its slot is free and its client knows."""
-        attempt = self.attempts.get(message.job_id)
-        if attempt is None or (message.rate_limit_status or "").startswith("allowed"):
+        if (message.rate_limit_status or "").startswith("allowed"):
             return
         written[attempt.open_job.answer] = None
         attempt.open_job.feed(Failed(ErrorCode.RATE_LIMITED, "the worker's provider limits the rate: try again later"))
         attempt.end(Outcome.DONE)
         self._free_slot(attempt)
+        self._conduct.job_is_over(attempt.job_id, is_cancelled=True)  # the worker goes on until it knows better
 
     def _refuse_tool_call(self, message: JobToolCallRequest) -> None:
         """Answer at once: the worker would wait for minutes for a result that cannot come."""
@@ -284,11 +303,14 @@ class Session:
         self.socket.send(encode(refusal))
 
     def _on_bad_message(self, exc: ProtocolError) -> None:
-        self._n_bad_messages += 1
         self.log.warning("worker.bad_message", worker_id=self.worker_id, reason=exc.reason)
-        if self._n_bad_messages >= MAX_BAD_MESSAGES:
-            self.log.warning("worker.dropped", worker_id=self.worker_id, reason="too many bad messages")
-            raise SocketClosedError
+        if self._conduct.note_bad():
+            self._drop("too many bad messages")
+
+    def _drop(self, reason: str) -> NoReturn:
+        """End the connection: this is no worker, or not an honest one."""
+        self.log.warning("worker.dropped", worker_id=self.worker_id, reason=reason)
+        raise SocketClosedError
 
     def _cancel(self, attempt: Attempt) -> None:
         """Tell the worker that the client has left; the slot is free from here on."""
@@ -313,6 +335,8 @@ class Session:
             self.fleet.update(self)
 
     def _free_slot(self, attempt: Attempt) -> None:
+        is_cancelled = attempt.outcome is Outcome.CANCELLED
+        self._conduct.job_is_over(attempt.job_id, is_cancelled=is_cancelled)
         if self.attempts.pop(attempt.job_id, None) is not None and self.state is not State.GONE:
             self.fleet.update(self)
 
