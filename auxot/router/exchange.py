@@ -281,6 +281,11 @@ class _Exchange:
         """Wait for the client to leave; when the time runs out first, fail the job and let its worker go."""
         with limit:
             await _wait_for_disconnect(self.receive)
+        if limit.cancelled_caught and limit.deadline > trio.current_time():
+            # A worker took the job in the very moment in which it had waited for too long.
+            limit = trio.CancelScope(deadline=limit.deadline)
+            with limit:
+                await _wait_for_disconnect(self.receive)
         if limit.cancelled_caught:
             open_job.fail(self._out_of_time(open_job))
             if open_job.cancel_attempt is not None:
