@@ -1,5 +1,7 @@
 """With CI=true in the environment a skipped test fails: nothing is silently left out there.
 
+What the run logs is searched for secrets, see `log_scan`: a finding fails the whole run.
+
 Hypothesis has no time limits here: they would measure the machine.
 """
 
@@ -11,6 +13,8 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests import log_scan
 
 settings.register_profile("auxot", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("auxot")
@@ -32,6 +36,25 @@ def pytest_make_collect_report(
     report = yield
     _refuse_skip(report, collector.nodeid)
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for title, text in report.sections:
+        if title.endswith(f"stderr {report.when}"):
+            log_scan.collect(report.nodeid, text.encode(errors="replace"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if log_scan.findings and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if log_scan.findings:
+        terminalreporter.section("secrets in logs or errors", red=True)
+    for finding in log_scan.findings[:20]:
+        terminalreporter.line(f"FOUND {finding}", red=True)
 
 
 def _refuse_skip(report: Any, node_id: str) -> None:

@@ -16,6 +16,7 @@ SKIPPING = {
 
 def run_pytest(folder: Path, *, ci: bool) -> int:
     environ = {name: value for name, value in os.environ.items() if name != "CI"} | ({"CI": "true"} if ci else {})
+    environ["PYTHONPATH"] = str(Path(__file__).parent.parent)  # what conftest imports
     (folder / "conftest.py").write_bytes(Path(__file__).with_name("conftest.py").read_bytes())
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
     return subprocess.run(argv, env=environ, cwd=folder, capture_output=True, check=False, timeout=60).returncode

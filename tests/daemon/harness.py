@@ -21,6 +21,7 @@ from auxot.core.keys import CHEAP, Role, generate_key, hash_key
 from auxot.core.logs import Level
 from auxot.router.front import FrontPhases
 from auxot.router.service import Router, serve
+from tests import log_scan
 
 GPU_KEY = generate_key(Role.WORKER)
 API_KEY = generate_key(Role.API)
@@ -69,13 +70,24 @@ class RunningRouter:
     def client(self, *, key: str | None = API_KEY) -> httpx.AsyncClient:
         """Return an HTTP client that shows the API key."""
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=TEST_TIMEOUT_S, trust_env=False)
+        return httpx.AsyncClient(
+            base_url=self.url,
+            headers=headers,
+            timeout=TEST_TIMEOUT_S,
+            trust_env=False,
+            event_hooks={"response": [_scan_error]},
+        )
 
     async def health(self) -> dict[str, Any]:
         """Return what /health says."""
         async with self.client(key=None) as client:
             body: dict[str, Any] = (await client.get("/health")).json()
             return body
+
+
+async def _scan_error(response: httpx.Response) -> None:
+    if response.is_error:
+        log_scan.collect(f"the answer to {response.request.url.path}", await response.aread())
 
 
 @asynccontextmanager
@@ -176,4 +188,4 @@ def sse_events(body: bytes) -> list[Any]:
 
 def chat_body(**changes: Any) -> dict[str, Any]:
     """Return a small chat completion request."""
-    return {"model": "any", "messages": [{"role": "user", "content": "hi"}], **changes}
+    return {"model": "any", "messages": [{"role": "user", "content": f"hi {log_scan.CANARY}"}], **changes}

@@ -18,6 +18,7 @@ import httpx
 import orjson
 
 from auxot.core.keys import CHEAP, Role, generate_key, hash_key
+from tests import log_scan
 
 GPU_KEY = generate_key(Role.WORKER)
 API_KEY = generate_key(Role.API)
@@ -91,6 +92,7 @@ class House:
             headers={"authorization": f"Bearer {API_KEY}"},
             timeout=60,
             trust_env=False,
+            event_hooks={"response": [_scan_error]},
             **settings,
         )
 
@@ -102,6 +104,11 @@ class House:
             return health if all(health[name] == value for name, value in expected.items()) else None
 
         return wait_until(matches, what=f"/health {expected}", daemon=self.router)
+
+
+def _scan_error(response: httpx.Response) -> None:
+    if response.is_error:
+        log_scan.collect(f"the answer to {response.request.url.path}", response.read())
 
 
 def wait_until(condition: Callable[[], Any], *, what: str, daemon: Daemon | None = None) -> Any:
@@ -133,6 +140,7 @@ def running_daemon(folder: Path, name: str, program: str, **variables: str) -> I
         yield daemon
     finally:
         stop(process)
+        log_scan.collect(f"the log of {name}", log_path.read_bytes())
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import trio
@@ -15,10 +16,11 @@ from auxot.router import store_connection, sweeper
 from auxot.router.bell import Bell
 from auxot.router.queue import JobQueue
 from auxot.router.store import Store, open_store
+from tests.log_scan import REDIS_PASSWORD
 from tests.store.harness import RedisServer, bounded, eventually, fill, free_port, job, numbers, redis_server, router
 
-PASSWORD = "pa:ss/w@rd"
-QUOTED = "pa%3Ass%2Fw%40rd"
+PASSWORD = REDIS_PASSWORD
+QUOTED = quote(PASSWORD, safe="")
 
 
 async def _kill_connections(store: Store) -> None:
