@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import httpx
@@ -43,6 +43,13 @@ def router_config(**changes: Any) -> RouterConfig:
         "log_level": Level.DEBUG,
     }
     return RouterConfig(**{**settings, **changes})
+
+
+class Door(Protocol):
+    """What workers need to know of a router."""
+
+    @property
+    def worker_url(self) -> str: ...
 
 
 @attrs.frozen
@@ -135,7 +142,7 @@ class ScriptedWorker:
 
 
 @asynccontextmanager
-async def open_socket(running: RunningRouter) -> AsyncIterator[trio_websocket.WebSocketConnection]:
+async def open_socket(running: Door) -> AsyncIterator[trio_websocket.WebSocketConnection]:
     """Open a WebSocket to the router. trio-websocket 0.12 leaves the stream open when the peer closes first."""
     url, limit = running.worker_url, MAX_MESSAGE_BYTES
     async with trio_websocket.open_websocket_url(url, max_message_size=limit) as socket:
@@ -147,7 +154,7 @@ async def open_socket(running: RunningRouter) -> AsyncIterator[trio_websocket.We
 
 @asynccontextmanager
 async def scripted_worker(
-    running: RunningRouter, *, slots: int = 1, features: tuple[str, ...] = (), key: str = GPU_KEY
+    running: Door, *, slots: int = 1, features: tuple[str, ...] = (), key: str = GPU_KEY
 ) -> AsyncIterator[ScriptedWorker]:
     """Connect a worker that is ready for jobs."""
     async with open_socket(running) as socket:

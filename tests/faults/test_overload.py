@@ -15,9 +15,9 @@ import orjson
 import trio
 import trio_websocket
 
-from auxot.core.keys import STANDARD, Role, generate_key, hash_key
+from auxot.core.keys import STANDARD, Role, generate_key, hash_key, key_digest
 from auxot.router.auth import Limits
-from tests.daemon.harness import ScriptedWorker
+from tests.daemon.harness import ScriptedWorker, scripted_worker
 from tests.faults import many_clients
 from tests.live.processes import API_KEY, GPU_KEY, House, running_router
 
@@ -27,6 +27,7 @@ MAX_RSS_BYTES = 512 * 1024 * 1024  # of the whole process
 SLOTS, JOB_S = 4, 0.05
 WRONG_KEYS_PER_S, FLOOD_S = 200, 4
 MAX_FLOOD_BYTES = 150 * 1024 * 1024
+OTHER = "a single one"
 THREADS_OF_A_CHECK = 2 + STANDARD.lanes  # Trio's, the one that gives way, and Argon2's
 
 
@@ -150,3 +151,40 @@ async def test_a_flood_of_wrong_keys_is_bounded_and_a_right_one_is_served(tmp_pa
         assert n_right == len(refused) // 10
         assert peak.n_bytes - idle_bytes < MAX_FLOOD_BYTES
         assert most_threads - idle_threads <= Limits().n_threads * THREADS_OF_A_CHECK + 1
+
+
+async def serve(worker: ScriptedWorker, order: list[str], *, n_jobs: int) -> None:
+    for _ in range(n_jobs):
+        job = await worker.next_job()
+        order.append(job["messages"][0]["content"])
+        await worker.complete(job, full_response="ok")
+
+
+async def ask_once(house: House, key: str) -> None:
+    body = orjson.dumps({"model": "any", "messages": [{"role": "user", "content": OTHER}]})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: close\r\n"
+    async with await trio.open_tcp_stream("127.0.0.1", house.port) as stream:
+        await stream.send_all(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        while await stream.receive_some():
+            pass
+
+
+async def test_a_thousand_jobs_of_one_key_delay_another_by_a_turn(tmp_path):
+    """One key's flood would be everybody's delay."""
+    keys = {name: generate_key(Role.API) for name in ("flood", "other")}
+    entries = [f'[[key]]\nname = "{name}"\nsha256 = "{key_digest(key).hex()}"\n' for name, key in keys.items()]
+    (tmp_path / "keys.toml").write_text("\n".join(entries))
+    settings = {"AUXOT_API_KEYS_FILE": "keys.toml", "AUXOT_API_KEY_HASH": ""}
+    with running_router(tmp_path, **settings) as house:
+        argv = [sys.executable, many_clients.__file__, str(house.port), "1000", keys["flood"], "60"]
+        order: list[str] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(trio.run_process, argv, capture_stdout=True))
+            await trio.to_thread.run_sync(partial(house.wait_health, waiting_requests=1000))
+            async with scripted_worker(house, key=GPU_KEY) as worker:
+                await serve(worker, order, n_jobs=10)
+                nursery.start_soon(ask_once, house, keys["other"])
+                await trio.to_thread.run_sync(partial(house.wait_health, waiting_requests=991))
+                await serve(worker, order, n_jobs=4)
+            nursery.cancel_scope.cancel()
+    assert OTHER in order[10:13], order

@@ -80,6 +80,11 @@ class House:
         """The router's address for API clients."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def worker_url(self) -> str:
+        """The router's address for workers."""
+        return f"ws://127.0.0.1:{self.port}/ws"
+
     def health(self) -> dict[str, Any]:
         """Return what /health says."""
         body: dict[str, Any] = PROBE.get(f"{self.url}/health").json()
