@@ -31,6 +31,7 @@ MAX_IDLE = 1000  # each may hold 32 KiB of headers
 MAX_DESCRIPTORS = 65_536
 RESERVED_DESCRIPTORS = 64  # for Redis, signals, listeners, log files
 LOOK_S = 5.0
+VANISHED_S = 60  # a peer that has acknowledged nothing for so long is gone
 _TCP_ESTABLISHED = 1  # linux/tcp_states.h; the first byte of TCP_INFO
 
 
@@ -41,6 +42,18 @@ def raise_descriptor_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(OSError, ValueError):  # macOS has another limit beside
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def look_for_vanished_peers(listener: trio.socket.SocketType) -> None:
+    """Have the kernel ask silent peers whether they are there, and give up those that take nothing (Linux).
+
+    A machine that was switched off says no good-bye. What is set on a listener holds for all that it accepts.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {"TCP_KEEPIDLE": VANISHED_S // 2, "TCP_KEEPINTVL": VANISHED_S // 6, "TCP_KEEPCNT": 3}
+    for name, setting in {**options, "TCP_USER_TIMEOUT": VANISHED_S * 1000}.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), setting)
 
 
 def open_limit() -> int:

@@ -31,7 +31,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
 from auxot.router.connection import Connection
-from auxot.router.crowd import MAX_IDLE, Crowd, open_limit
+from auxot.router.crowd import MAX_IDLE, Crowd, look_for_vanished_peers, open_limit
 from auxot.router.websocket import WorkerSocket, accept_worker
 
 if TYPE_CHECKING:
@@ -174,6 +174,8 @@ async def _accept(
 ) -> None:
     """Run the listeners inside the block of their connections: these end later."""
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+    for listener in listeners:
+        look_for_vanished_peers(listener.socket)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
             serve = partial(trio.serve_listeners, front.serve_connection, listeners, handler_nursery=connections)

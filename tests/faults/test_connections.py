@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,7 +65,7 @@ async def test_a_stranger_who_sends_small_frames_without_end_is_dropped(fragment
         await stream.aclose()
 
 
-async def test_a_thousand_silent_connections_keep_nobody_out():
+async def test_two_thousand_silent_connections_keep_nobody_out():
     """Whoever opens connections and asks nothing would use up the router's descriptors."""
     raise_descriptor_limit()
     half_heads = (
@@ -84,7 +86,7 @@ async def test_a_thousand_silent_connections_keep_nobody_out():
 
             nursery.start_soon(one)
             job = await worker.next_job()
-            for n in range(MAX_IDLE + 200):
+            for n in range(2 * MAX_IDLE):
                 stream = await trio.open_tcp_stream("127.0.0.1", running.port)
                 strangers.append(stream)
                 with suppress(trio.BrokenResourceError):
@@ -98,6 +100,25 @@ async def test_a_thousand_silent_connections_keep_nobody_out():
         for stream in strangers:
             stream.socket.close()
         await until(lambda: n_descriptors() <= before + 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what the kernel does with a connection stands in /proc")
+async def test_peers_that_vanish_without_a_word_are_looked_for():
+    """A client whose machine was switched off would keep its place, and its job its slot, until its time is up."""
+    async with running_router() as running:
+        stream = await trio.open_tcp_stream("127.0.0.1", running.port)
+        async with stream:
+            await stream.send_all(b"GET /health HTTP/1.1\r\nhost: x\r\n")
+            await until(lambda: _has_keepalive_timer(running.port, stream.socket.getsockname()[1]))
+
+
+def _has_keepalive_timer(local: int, remote: int) -> bool:
+    """Whether the kernel has a timer for one end of a connection, other than of sending (`tr` in proc(5))."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(f":{local:04X}") and fields[2].endswith(f":{remote:04X}"):
+            return fields[5].startswith("02:")
+    return False
 
 
 async def test_a_keep_alive_connection_that_asks_again_and_again_is_not_taken_for_an_old_one():
