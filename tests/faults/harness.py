@@ -1,11 +1,11 @@
-"""Faults on the wire, for tests that run real parts: a proxy that cuts, and what a process holds on to."""
+"""What tests of faults share: a proxy in front of a unix socket, and what a process holds on to."""
 
 from __future__ import annotations
 
 import os
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,77 +17,30 @@ import trio
 from auxot.router.front import FrontPhases
 from auxot.router.service import serve
 from tests.daemon.harness import RunningRouter, ScriptedWorker, chat_body, router_config, scripted_worker, until
+from tests.faults.proxy import Proxy, running
 from tests.store.harness import free_port
 
-_BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
-
-
-@attrs.define(eq=False)
-class CuttingProxy:
-    """A TCP proxy in front of a unix socket. `cut` drops what is open; `max_bytes` lets none live for long.
-
-    A connection is cut when a random number of bytes, up to `max_bytes`, has gone through it in one direction: in the
-    middle of a command, or between a command and its reply.
-    """
+@attrs.define(eq=False, kw_only=True)
+class CuttingProxy(Proxy):
+    """A proxy in front of a unix socket."""
 
     socket_path: Path
-    port: int
-    rng: random.Random
-    max_bytes: int | None = None
-    n_cut: int = 0
-    _open: set[trio.abc.HalfCloseableStream] = attrs.field(factory=set)
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
-    def cut(self) -> None:
-        """Drop every connection now, both ends, with what is in them."""
-        for stream in self._open:
-            assert isinstance(stream, trio.SocketStream)
-            stream.socket.close()
-        self.n_cut += bool(self._open)
-        self._open.clear()
-
-    async def serve(self, client: trio.SocketStream) -> None:
-        try:
-            server = await trio.open_unix_socket(self.socket_path)
-        except OSError:
-            await client.aclose()
-            return
-        both = {client, server}
-        self._open |= both
-        try:
-            async with trio.open_nursery() as nursery:
-                for source, sink in ((client, server), (server, client)):
-                    nursery.start_soon(self._pass_on, source, sink, nursery.cancel_scope)
-        finally:
-            self._open -= both
-            for stream in both:
-                stream.socket.close()
-
-    async def _pass_on(self, source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope) -> None:
-        n_left = self.rng.randint(1, self.max_bytes) if self.max_bytes else None
-        with suppress(*_BROKEN):
-            while received := await source.receive_some(65536):
-                if n_left is not None and len(received) >= n_left:
-                    await sink.send_all(received[:n_left])
-                    self.n_cut += 1
-                    break
-                n_left = n_left and n_left - len(received)
-                await sink.send_all(received)
-        scope.cancel()
+    async def dial(self) -> trio.SocketStream:
+        """Connect to the socket."""
+        return await trio.open_unix_socket(self.socket_path)
 
 
 @asynccontextmanager
 async def cutting_proxy(socket_path: Path, *, seed: int) -> AsyncIterator[CuttingProxy]:
     """Run a proxy in front of a unix socket for the length of the block."""
-    proxy = CuttingProxy(socket_path, free_port(), random.Random(seed))
-    listeners = await trio.open_tcp_listeners(proxy.port, host="127.0.0.1")
-    async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, proxy.serve, listeners)
+    proxy = CuttingProxy(socket_path=socket_path, port=free_port(), rng=random.Random(seed))
+    async with running(proxy):
         yield proxy
-        nursery.cancel_scope.cancel()
 
 
 def n_descriptors() -> int:

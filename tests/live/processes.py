@@ -162,7 +162,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def running_router(folder: Path, **variables: str) -> Iterator[House]:
     """Run `auxot-router` on a free port."""
-    settings = {
+    with running_daemon(folder, "router", "auxot-router", **router_variables(**variables)) as daemon:
+        address = daemon.wait_for("router.ready")["addresses"][0]
+        yield House(daemon, int(address.rpartition(":")[2]), folder)
+
+
+def router_variables(**variables: str) -> dict[str, str]:
+    """Return the environment of a router, on a free port unless AUXOT_PORT is given."""
+    return {
         "AUXOT_HOST": "127.0.0.1",
         "AUXOT_PORT": "0",
         "AUXOT_ADMIN_KEY_HASH": ADMIN_HASH,
@@ -173,23 +180,25 @@ def running_router(folder: Path, **variables: str) -> Iterator[House]:
         "AUXOT_SHUTDOWN_GRACE": "5s",
         **variables,
     }
-    with running_daemon(folder, "router", "auxot-router", **settings) as daemon:
-        address = daemon.wait_for("router.ready")["addresses"][0]
-        yield House(daemon, int(address.rpartition(":")[2]), folder)
 
 
 @contextmanager
 def running_worker(house: House, *, name: str = "worker", url: str | None = None, **variables: str) -> Iterator[Daemon]:
     """Run `auxot-worker`; it may not be ready yet."""
-    settings = {
-        "AUXOT_ROUTER_URL": url or f"ws://127.0.0.1:{house.port}",
+    settings = worker_variables(url or f"ws://127.0.0.1:{house.port}", **variables)
+    with running_daemon(house.folder, name, "auxot-worker", **settings) as daemon:
+        yield daemon
+
+
+def worker_variables(url: str, **variables: str) -> dict[str, str]:
+    """Return the environment of a worker of the router at `url`."""
+    return {
+        "AUXOT_ROUTER_URL": url,
         "AUXOT_GPU_KEY": GPU_KEY,
         "AUXOT_RECONNECT_DELAY": "100ms",
         "AUXOT_THREADS": "1",  # several llama-servers on two cores: their threads would spin against each other
         **variables,
     }
-    with running_daemon(house.folder, name, "auxot-worker", **settings) as daemon:
-        yield daemon
 
 
 def _free_port() -> int:
