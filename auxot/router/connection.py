@@ -157,13 +157,26 @@ class Outlet:
         self._closed = True
         self._bell.ring()
 
-    async def drain(self) -> None:
-        """Write what waits, until `close` was called and nothing is left. The only writer beside `write`."""
-        while self._backlog or not self._closed:
-            if not self._backlog:
-                await self._bell.wait()
-                continue
+    @property
+    def is_done(self) -> bool:
+        """Whether `close` was called and everything is out."""
+        return self._closed and not self._backlog
+
+    async def wait(self) -> None:
+        """Wait until something waits to be written, or `close` was called; cancel-safe."""
+        while not self._backlog and not self._closed:
+            await self._bell.wait()
+
+    async def write_backlog(self) -> None:
+        """Write what waits. Cancelled in the middle of it, the connection is aborted, see `Connection.write`."""
+        while self._backlog:
             chunk = b"".join(self._backlog)
             self._backlog.clear()
             await self._connection.write(chunk)
             self._held_bytes -= len(chunk)
+
+    async def drain(self) -> None:
+        """Write what waits, until `close` was called and nothing is left. The only writer beside `write`."""
+        while not self.is_done:
+            await self.wait()
+            await self.write_backlog()

@@ -179,14 +179,13 @@ class StreamingAnswer:
         self.flush()  # what came meanwhile
 
     async def _drain(self, outlet: Outlet) -> None:
-        while True:
-            silent_at = self._written_at + self._keep_alive_s
-            with trio.move_on_at(silent_at):
-                await outlet.drain()
-                return
-            if self._ended:
-                self._written_at = trio.current_time()  # nothing follows the end: wait for the client to read it
-            elif self._written_at + self._keep_alive_s <= trio.current_time():
+        """Write what the kernel did not take, and break silences; a write is never given up for a keep-alive."""
+        while not outlet.is_done:
+            await outlet.write_backlog()
+            with trio.move_on_at(self._written_at + self._keep_alive_s):
+                await outlet.wait()
+                continue
+            if self._written_at + self._keep_alive_s <= trio.current_time():
                 self._written_at = trio.current_time()
                 self._waiting.append(self._keep_alive())
                 self.flush()

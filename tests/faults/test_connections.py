@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from auxot.router.crowd import LOOK_S, MAX_IDLE, Crowd, raise_descriptor_limit
 from tests.daemon.harness import chat_body, running_router, scripted_worker, until
 from tests.daemon.test_front import request
 from tests.daemon.test_handshake import raw_socket
+from tests.daemon.test_jobs import raw_request
 from tests.faults.harness import n_descriptors, n_tasks
 
 
@@ -48,6 +50,26 @@ async def test_a_connection_that_never_reads_nor_is_read_is_noticed_when_its_pee
         stream.socket.close()
         with trio.fail_after(3 * LOOK_S):
             await until(lambda: n_descriptors() <= before[1] and n_tasks() <= before[0])
+
+
+async def test_a_client_that_pauses_for_longer_than_the_keep_alive_gets_its_whole_answer():
+    """A keep-alive that falls due while a client catches up cuts its stream in the middle of a chunk."""
+    pieces = [f"{n} {'x' * 1000}" for n in range(600)]  # more than the kernel holds, less than the router does
+    async with running_router(keep_alive_interval_s=0.1) as running, scripted_worker(running) as worker:
+        client = await trio.open_tcp_stream("127.0.0.1", running.port)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        await client.send_all(raw_request(stream=True))
+        job = await worker.next_job()
+        await worker.say(job, *pieces)
+        await trio.sleep(0.5)
+        await worker.complete(job)
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            more = await client.receive_some()
+            assert more, f"cut after {received[-100:]!r}"
+            received += more
+        await client.aclose()
+    assert [piece for piece in pieces if piece.encode() not in received] == []
 
 
 @pytest.mark.parametrize("fragment", [b"\x00\x80\0\0\0\0", b"\x89\x80\0\0\0\0", b"\x00\x81\0\0\0\0x"])
