@@ -16,7 +16,7 @@ SOURCES := auxot tests $(patsubst %/,%,$(sort $(dir $(wildcard scripts/*.py))))
 ASYNC_FLAGS := --disable ASYNC9,ASYNC110,ASYNC114,ASYNC127,ASYNC128
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check format bench build lock clean llama agents clients
+.PHONY: help demo run test chaos soak check format bench build lock clean llama agents clients
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ run: $(VENV)/.installed ## Run the router with the settings in ./.env (make them
 test: $(VENV)/.installed-dev llama ## Run all tests, with a real llama-server and, where it is installed, a real redis-server
 	@AUXOT_TEST_LLAMA_SERVER="$${AUXOT_TEST_LLAMA_SERVER:-$$($(BIN)/auxot-worker llama find)}" \
 		$(BIN)/python -m pytest $(ARGS)
+
+chaos: ## Break real processes at random for 30 minutes (AUXOT_TEST_CHAOS_S, AUXOT_TEST_SEED) and print what came of it
+	@AUXOT_TEST_CHAOS_S="$${AUXOT_TEST_CHAOS_S:-1800}" $(MAKE) test ARGS="tests/faults/test_chaos.py -s $(ARGS)"
+
+soak: ## Watch memory for 20 minutes (AUXOT_TEST_SOAK_S) of mixed load, and print the curve
+	@AUXOT_TEST_SOAK_S="$${AUXOT_TEST_SOAK_S:-1200}" $(MAKE) test ARGS="tests/faults/test_soak.py -s $(ARGS)"
 
 agents: ## Install the coding agents that some tests run: 1 GB into ~/.auxot, by npm
 	@scripts/install_agents.sh

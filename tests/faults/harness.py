@@ -20,6 +20,7 @@ from tests.daemon.harness import RunningRouter, ScriptedWorker, chat_body, route
 from tests.faults.proxy import Proxy, running
 from tests.store.harness import free_port
 
+
 @attrs.define(eq=False, kw_only=True)
 class CuttingProxy(Proxy):
     """A proxy in front of a unix socket."""

@@ -109,10 +109,11 @@ class Proxy:
 
 
 @asynccontextmanager
-async def running(proxy: Proxy) -> AsyncIterator[None]:
-    """Serve at the proxy's port for the length of the block."""
-    listeners = await trio.open_tcp_listeners(proxy.port, host="127.0.0.1")
+async def running(*proxies: Proxy) -> AsyncIterator[None]:
+    """Serve at each proxy's port for the length of the block."""
     async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, proxy.serve, listeners)
+        for proxy in proxies:
+            listeners = await trio.open_tcp_listeners(proxy.port, host="127.0.0.1")
+            await nursery.start(trio.serve_listeners, proxy.serve, listeners)
         yield
         nursery.cancel_scope.cancel()
