@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import trio
 
-from tests.faults.crowd import Crowd, End, Outcome, count_ends, count_errors
+from tests.faults.crowd import Crowd, End, Outcome, count_broken, count_ends, count_errors
 from tests.faults.http_client import post
 from tests.faults.questions import Answer, Question, questions, read_answer
 from tests.faults.storm import ALL_FAULTS, Storm
@@ -118,6 +118,7 @@ class Chaos:
             faults=self.storm.counts(),
             n_faults=len(self.storm.strikes),
             requests=count_ends(self.outcomes),
+            broken=count_broken(self.outcomes),
             n_requests=len(self.outcomes),
             share_answered=round(self._share_answered(), 3),
             errors=count_errors(self.outcomes),

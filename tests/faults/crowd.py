@@ -31,6 +31,10 @@ PAUSE_S = 1.0  # after an error: nobody hammers
 TRY_AGAIN = frozenset({429, 502, 503, 504, 529})  # the statuses by which a fault may be told
 
 
+OUT_OF_TIME = "did not end within"  # no job takes that long: it was lost, and nobody knew
+LOST = ("cut:", "an end in the middle", "an error without a cause")  # what is wrong with a lost request begins so
+
+
 class Manner(enum.Enum):
     """How a client behaves."""
 
@@ -115,7 +119,7 @@ class Crowd:
         with trio.move_on_after(HANG_S):
             end, words = await self._exchange(question, router, manner=manner, chance=chance, request_id=request_id)
         ended = trio.current_time()
-        if end in (End.REFUSED, End.FAILED) and not self.storm.explains(began, ended):
+        if end in (End.REFUSED, End.FAILED) and not self._is_explained(words, began, ended):
             end, words = End.WRONG, f"an error without a cause: {words}"
         elif end is End.CUT:
             end = End.EXCUSED if self._is_excused(router, began, ended, has_begun=bool(words)) else End.WRONG
@@ -146,6 +150,12 @@ class Crowd:
         except CUT as exc:
             return End.CUT, f"{exc!r} after {raw[-100:]!r}" if raw else ""
         return End.LEFT, ""
+
+    def _is_explained(self, words: str, began: float, ended: float) -> bool:
+        """Whether an error has a fault for its cause; that a job took too long is one for Redis' forgetting only."""
+        if OUT_OF_TIME in words:
+            return self.storm.had(("restart_redis",), self.town.redis, began=began, ended=ended)
+        return self.storm.explains(began, ended)
 
     def _is_excused(self, router: Part, began: float, ended: float, *, has_begun: bool) -> bool:
         """Whether a router's end may cut a client off; one that ends in order may only not let it in."""
@@ -183,6 +193,14 @@ def count_ends(outcomes: Sequence[Outcome]) -> dict[str, int]:
     """Return how many requests ended in each way."""
     counts = Counter(outcome.end.value for outcome in outcomes)
     return {end.value: counts[end.value] for end in End if end is not End.CUT}
+
+
+def count_broken(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Return how many requests were lost, got words that were not theirs (or theirs twice), or hung."""
+    wrong = [outcome for outcome in outcomes if outcome.end is End.WRONG]
+    n_lost = sum(outcome.words.startswith(LOST) for outcome in wrong)
+    n_hung = sum(outcome.end is End.HUNG for outcome in outcomes)
+    return {"lost": n_lost, "doubled_or_garbled": len(wrong) - n_lost, "hung": n_hung}
 
 
 def count_errors(outcomes: Sequence[Outcome]) -> dict[str, int]:

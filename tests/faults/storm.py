@@ -77,7 +77,7 @@ class Storm:
         """Whether an error in that time has a fault for its cause."""
         return any(strike.overlaps(began, ended, aftermath_s=AFTERMATH_S) for strike in self.strikes)
 
-    def had(self, faults: Collection[str], victim: Victim, *, began: float, ended: float) -> bool:
+    def had(self, faults: Collection[str], victim: Victim | None, *, began: float, ended: float) -> bool:
         """Whether one of those faults had that victim in that time."""
         return any(
             strike.fault in faults and strike.victim is victim and strike.overlaps(began, ended, aftermath_s=0)
