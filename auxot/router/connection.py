@@ -13,7 +13,8 @@ import trio
 
 from auxot.router.bell import Bell
 
-WRITE_TIMEOUT_S = 30.0  # a peer that has not taken one write by then is gone
+WRITE_TIMEOUT_S = 60.0  # a peer that has taken nothing by then is gone; a zero window is probed every 51 s at last
+PIECE_BYTES = 64 * 1024  # of a write: a peer that takes one in time is slow, not gone
 MAX_FIRST_LINE_BYTES = 16 * 1024
 RECEIVE_BYTES = 65536
 
@@ -71,8 +72,9 @@ class Connection:
             if sent == len(chunk):
                 return
             async with self._writing:
-                with trio.fail_after(WRITE_TIMEOUT_S):
-                    await self._stream.send_all(memoryview(chunk)[sent:])
+                for start in range(sent, len(chunk), PIECE_BYTES):
+                    with trio.fail_after(WRITE_TIMEOUT_S):
+                        await self._stream.send_all(memoryview(chunk)[start : start + PIECE_BYTES])
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             self.abort()
         except BaseException:
