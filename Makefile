@@ -32,10 +32,10 @@ test: $(VENV)/.installed-dev llama ## Run all tests, with a real llama-server an
 		$(BIN)/python -m pytest $(ARGS)
 
 chaos: ## Break real processes at random for 30 minutes (AUXOT_TEST_CHAOS_S, AUXOT_TEST_SEED) and print what came of it
-	@AUXOT_TEST_CHAOS_S="$${AUXOT_TEST_CHAOS_S:-1800}" $(MAKE) test ARGS="tests/faults/test_chaos.py -s $(ARGS)"
+	@AUXOT_TEST_CHAOS_S="$${AUXOT_TEST_CHAOS_S:-1800}" $(MAKE) test ARGS="tests/faults/test_chaos.py -s -o faulthandler_timeout=0 $(ARGS)"
 
 soak: ## Watch memory for 20 minutes (AUXOT_TEST_SOAK_S) of mixed load, and print the curve
-	@AUXOT_TEST_SOAK_S="$${AUXOT_TEST_SOAK_S:-1200}" $(MAKE) test ARGS="tests/faults/test_soak.py -s $(ARGS)"
+	@AUXOT_TEST_SOAK_S="$${AUXOT_TEST_SOAK_S:-1200}" $(MAKE) test ARGS="tests/faults/test_soak.py -s -o faulthandler_timeout=0 $(ARGS)"
 
 agents: ## Install the coding agents that some tests run: 1 GB into ~/.auxot, by npm
 	@scripts/install_agents.sh
