@@ -40,6 +40,7 @@ PURE = (
     "auxot.router.keyring",
     "auxot.router.models",
     "auxot.router.openapi*",
+    "auxot.router.prefixes",
     "auxot.router.quotas",
     "auxot.router.web_address",
     "auxot.worker.toolcalls",
