@@ -9,6 +9,8 @@ Owned by the router's event loop; nothing here blocks. `bell` is rung when a slo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
 import attrs
@@ -35,6 +37,8 @@ class Member(Protocol):
 
 
 MemberT = TypeVar("MemberT", bound=Member)
+
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 @attrs.frozen(kw_only=True)
@@ -75,17 +79,37 @@ class Fleet(Generic[MemberT]):
         self._members.pop(member.worker_id, None)
         self._leave_bucket(member.worker_id)
 
-    def choose(self, *, needs: str | None = None) -> MemberT | None:
+    def choose(self, *, needs: str | None = None, reserved: Mapping[str, int] = _NOTHING) -> MemberT | None:
         """Return the worker that gets the next job, or None when all slots (of those that can do it) are taken.
 
         Args:
             needs: a feature that the worker must have announced.
+            reserved: free slots that are not to be used, by worker id.
         """
         for load in sorted(self._buckets):
             for member in self._buckets[load].values():
-                if needs is None or needs in member.features:
+                is_left = not reserved or load + reserved.get(member.worker_id, 0) < member.n_slots
+                if is_left and (needs is None or needs in member.features):
                     return member
         return None
+
+    def find_free(self, worker_id: str, *, needs: str | None = None) -> MemberT | None:
+        """Return that worker if it has a free slot and the feature."""
+        if worker_id not in self._bucket_of:
+            return None
+        member = self._members[worker_id]
+        return member if needs is None or needs in member.features else None
+
+    def is_busy(self, worker_id: str, *, needs: str | None = None) -> bool:
+        """Whether that worker takes jobs and has the feature, but no slot is free."""
+        member = self._members.get(worker_id)
+        if member is None or worker_id in self._bucket_of or not member.n_slots:
+            return False
+        return needs is None or needs in member.features
+
+    def least_load(self) -> int:
+        """Return how many jobs the least busy of the workers with a free slot runs; 0 if there is none."""
+        return min(self._buckets, default=0)
 
     def can(self, needs: str) -> bool:
         """Whether any worker that takes jobs, busy or not, has announced a feature."""
