@@ -238,6 +238,22 @@ class RouterConfig:
             help="how often a job is given to a worker before it is discarded",
         ),
     )
+    affinity: bool = attrs.field(
+        default=True,
+        metadata=knob(
+            "AUXOT_AFFINITY",
+            kinds.boolean(),
+            help="give a job to the worker that holds most of its prompt; false: always to the least busy",
+        ),
+    )
+    affinity_wait_s: float = attrs.field(
+        default=0.0,
+        metadata=knob(
+            "AUXOT_AFFINITY_WAIT",
+            kinds.duration(0, 3600),
+            help="how long a job may be held while only busy workers hold its prompt",
+        ),
+    )
     max_body_bytes: int = attrs.field(
         default=32 * 1024 * 1024,
         metadata=knob("AUXOT_MAX_BODY_BYTES", kinds.integer(1024, 1024 * 1024 * 1024), help="largest request body"),

@@ -346,6 +346,7 @@ class JobRecord:
     first_event_at: float | None = None  # the first delta: prompt processing has ended
     ended_at: float | None = None
     worker_id: str | None = None
+    route: str = ""  # why that worker: "prefix" (it holds the prompt's beginning) or "least-loaded"
     attempt: int = 0
     outcome: str = ""  # "stop", "length", ..., an ErrorCode's word, or "cancelled"
     usage: Usage | None = None

@@ -24,7 +24,7 @@ MAX_AGE_S = 600
 
 _METHODS = b"GET, POST, DELETE, OPTIONS"
 _USUAL_HEADERS = (b"authorization", b"content-type", b"x-api-key", b"anthropic-version", b"x-request-id")
-_EXPOSED = b"x-request-id, request-id, server-timing, x-auxot-worker, retry-after"
+_EXPOSED = b"x-request-id, request-id, server-timing, x-auxot-worker, x-auxot-route, retry-after"
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110, 5.6.2; bounded
 
 

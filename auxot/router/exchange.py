@@ -199,6 +199,7 @@ class Endpoint:
             stream=stream,
             outcome=record.outcome,
             worker_id=record.worker_id,
+            route=record.route,
             attempt=record.attempt,
             queue_ms=_ms(record.accepted_at, record.sent_at),
             first_event_ms=_ms(record.accepted_at, record.first_event_at),

@@ -71,7 +71,9 @@ class GuestJob(OpenJob):
     def start(self, *, worker_id: str, attempt: int, cancel: Callable[[], None]) -> None:
         """Note that a worker has the job, and tell its router."""
         super().start(worker_id=worker_id, attempt=attempt, cancel=cancel)
-        self.guest_answer.post(Started(job_id=self.record.job_id, attempt=attempt, worker_id=worker_id))
+        record = self.record
+        letter = Started(job_id=record.job_id, attempt=attempt, worker_id=worker_id, route=record.route)
+        self.guest_answer.post(letter)
 
     def fail(self, failure: Failed) -> None:
         """End the job before a worker had it; the attempt is announced first, or its end would be ignored."""
@@ -203,6 +205,7 @@ class Correspondence:
             self._post(sender, Cancel(job_id=letter.job_id))
         else:
             self._runners[letter.job_id] = (sender, letter.attempt)
+            record.route = letter.route
             open_job.start(
                 worker_id=letter.worker_id,
                 attempt=letter.attempt,

@@ -3,6 +3,7 @@
     x-request-id, request-id    the request's id, under the names of both APIs: on every answer
     server-timing               how long the job waited, read its prompt and wrote: on answers to jobs
     x-auxot-worker              which worker had the job
+    x-auxot-route               why that one: `prefix` (it holds the beginning of the prompt) or `least-loaded`
 
 Source of the timing header's form: https://www.w3.org/TR/server-timing/
 """
@@ -53,6 +54,8 @@ def job_headers(record: JobRecord) -> Headers:
         headers.append((b"server-timing", timing.encode()))
     if record.worker_id is not None:
         headers.append((b"x-auxot-worker", record.worker_id.encode("ascii", "replace")))
+    if record.route:
+        headers.append((b"x-auxot-route", record.route.encode("ascii", "replace")))
     return headers
 
 

@@ -28,6 +28,7 @@ class Started:
     job_id: str
     attempt: int
     worker_id: str
+    route: str = ""  # see JobRecord
 
 
 @attrs.frozen(kw_only=True)

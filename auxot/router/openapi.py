@@ -244,12 +244,13 @@ def _header(description: str, *, kind: str = "string") -> dict[str, Any]:
 
 
 _OF_EVERY_ANSWER = ("x-request-id", "request-id")
-_OF_A_JOBS_ANSWER = ("server-timing", "x-auxot-worker")
+_OF_A_JOBS_ANSWER = ("server-timing", "x-auxot-worker", "x-auxot-route")
 _HEADERS = {
     "x-request-id": _header("The client's own id if it sent a sane one, else one of ours."),
     "request-id": _header("The same under Anthropic's name."),
     "server-timing": _header("Milliseconds in the queue, of prompt processing, of generation, and in all."),
     "x-auxot-worker": _header("The worker that had the job."),
+    "x-auxot-route": _header("Why that one: `prefix` (it holds the beginning of the prompt) or `least-loaded`."),
     "retry-after": _header("Seconds until it is worth trying again.", kind="integer"),
 }
 

@@ -1,7 +1,7 @@
 """A pool: one policy, the queue of its jobs and the fleet of its workers. One today, several tomorrow.
 
     request -> submit -> (line -> releaser) -> stream entry
-    dispatcher: claim as many as slots are free -> session.start
+    dispatcher: claim as many as slots are free -> plan (`placement`: who gets which) -> session.start
     session -> settle: acknowledge, or release for another worker, or resume: held here until a worker can go on
 
 An answer that is written in part is continued by a worker of this router, and has no entry any more: only here is it
@@ -23,11 +23,13 @@ import orjson
 import trio
 
 from auxot.core.errors import ErrorCode, StoreError
-from auxot.core.jobs import Failed, JobRecord
-from auxot.core.messages import FEATURE_CONTINUE
+from auxot.core.jobs import Failed, JobRecord, Kind
+from auxot.core.messages import FEATURE_CONTINUE, FEATURE_OF_KIND
 from auxot.router.attempt import Attempt, Outcome
 from auxot.router.draft import LOST
 from auxot.router.guests import Correspondence, GuestAnswer, GuestJob
+from auxot.router.placement import Placement, Plan, Wish
+from auxot.router.prefixes import NO_CHAIN, Chain, chain_of
 from auxot.router.queue import ClaimedJob, JobQueue, QueuedJob
 from auxot.router.sweeper import is_settled
 
@@ -45,7 +47,9 @@ STORE_PAUSE_S = 0.5  # after an error of the store
 WITHDRAW_TIMEOUT_S = 1.0
 LIVE_S = 1.0  # how long another router is taken to live after it was seen
 CONTINUE_WAIT_S = 5.0  # for a worker to come (back) that can go on with an answer; the client waits in mid-sentence
+MAX_WARM_WAITS = 32  # jobs that are held at once for a busy worker with their prompt
 _NO_ENTRY = b""  # the entry id of what is continued
+_NEEDS_OF_PROMPTS = (None, FEATURE_OF_KIND[Kind.COMPLETION])  # of jobs that fill a slot's cache
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -55,6 +59,7 @@ class Pool:
     policy: Policy
     queue: JobQueue
     fleet: Fleet[Session]
+    placement: Placement[Session]
     relay: Relay
     admission: Admission
     router_id: str
@@ -64,7 +69,7 @@ class Pool:
     correspondence: Correspondence = attrs.field(init=False)
     _unwanted: list[bytes] = attrs.field(factory=list)  # entries that must not run again
     _live: dict[str, float] = attrs.field(factory=dict)  # other routers, and until when they are taken to live
-    _held: deque[ClaimedJob] = attrs.field(factory=deque)  # claimed; only some workers can do them, and those are busy
+    _held: deque[ClaimedJob] = attrs.field(factory=deque)  # claimed, and no session has them (yet)
 
     def __attrs_post_init__(self) -> None:
         self.correspondence = Correspondence(
@@ -143,6 +148,8 @@ class Pool:
         if attempt.number != attempt.open_job.record.attempt:
             return  # somebody else runs it by now, and settles it: this router was taken for dead
         open_job = attempt.open_job
+        if attempt.outcome is not Outcome.LOST and open_job.chain and open_job.record.worker_id:
+            self.placement.ended(open_job.chain, open_job.record.worker_id)
         if attempt.can_be_continued:
             open_job.continue_by = trio.current_time() + CONTINUE_WAIT_S
         lost = attempt.outcome is Outcome.LOST
@@ -153,7 +160,7 @@ class Pool:
     async def run_dispatcher(self) -> None:
         """Give jobs to free slots for ever."""
         while True:
-            with trio.move_on_after(POLL_S):
+            with trio.move_on_after(self._patience_s()):
                 await self.queue.bell.wait()
             try:
                 await self._dispatch()
@@ -163,8 +170,7 @@ class Pool:
 
     async def _dispatch(self) -> None:
         """Claim and hand over until the queue is empty or every slot is taken."""
-        for _ in range(len(self._held)):
-            await self._hand_over(self._held.popleft())
+        await self._hand_over()
         while self._unwanted:
             await self._withdraw(self._unwanted.pop())
         if self.quiet.is_set() and not len(self.relay):
@@ -173,33 +179,109 @@ class Pool:
             claimed_jobs = await self.queue.claim(free)
             if not claimed_jobs:
                 return
-            for claimed in claimed_jobs:
-                await self._hand_over(claimed)
+            self._held.extend(claimed_jobs)
+            await self._hand_over()
 
-    async def _hand_over(self, claimed: ClaimedJob) -> None:
-        """Give one claimed job to the best worker; each way out settles the entry or leaves it to a session."""
+    def _patience_s(self) -> float:
+        """Return how long the dispatcher may sleep: no longer than the next job may be held for a warm worker."""
+        if not self._held or not self.placement.wait_s:
+            return POLL_S
+        now, guests = trio.current_time(), self.correspondence.guests
+        jobs = (self.relay.find(claimed.job_id) or guests.get(claimed.job_id) for claimed in self._held)
+        waits_s = (job.warm_by - now for job in jobs if job is not None and job.warm_by is not None)
+        return min((wait_s for wait_s in waits_s if wait_s > 0), default=POLL_S)  # else it waits for any free slot
+
+    async def _hand_over(self) -> None:
+        """Give what is claimed to the best workers, in order. StoreError: what no session has is still held."""
+        batch: list[tuple[ClaimedJob, OpenJob, Wish]] = []
+        try:
+            while self._held:
+                claimed = self._held[0]
+                open_job = await self._runnable(claimed)
+                self._held.popleft()
+                if open_job is not None:
+                    batch.append((claimed, open_job, self._wish(claimed, open_job)))
+        except StoreError:
+            self._held.extendleft((claimed for claimed, _, _ in reversed(batch)))
+            raise
+        plan = self.placement.plan([wish for _, _, wish in batch])
+        for claimed, open_job, wish in batch:
+            await self._start(claimed, open_job, wish=wish, plan=plan)
+
+    def _wish(self, claimed: ClaimedJob, open_job: OpenJob) -> Wish:
+        needs = FEATURE_CONTINUE if open_job.wants_rest else open_job.needs
+        return Wish(job_id=claimed.job_id, needs=needs, chain=self._chain(claimed, open_job))
+
+    def _chain(self, claimed: ClaimedJob, open_job: OpenJob) -> Chain:
+        """Return the chain of a job's prompt; told once."""
+        if open_job.chain is None:
+            has_prompt = self.placement.is_on and open_job.needs in _NEEDS_OF_PROMPTS
+            open_job.chain = chain_of(claimed.data) if has_prompt else NO_CHAIN
+        return open_job.chain
+
+    async def _start(self, claimed: ClaimedJob, open_job: OpenJob, *, wish: Wish, plan: Plan[Session]) -> None:
+        """Give a job to its worker; each way out settles the entry, leaves it to a session, or holds it."""
+        is_rest = claimed.entry_id == _NO_ENTRY
+        if not open_job.waits or open_job.is_continued != is_rest:  # since jobs before it were seen to
+            self._held.append(claimed)
+            self.queue.bell.ring()
+        elif self._waits_for_warmth(open_job, wish=wish, plan=plan):
+            self._hold(claimed)
+        elif (choice := plan.take(wish)) is not None:
+            self._give(claimed, open_job, session=choice[0], route=choice[1])
+        elif is_rest:
+            self._hold_rest(claimed, open_job)
+        else:
+            await self._wait_for_worker(claimed, open_job)
+
+    def _give(self, claimed: ClaimedJob, open_job: OpenJob, *, session: Session, route: str) -> None:
+        open_job.record.route = route
+        if claimed.entry_id == _NO_ENTRY:
+            event = "job.continued" if open_job.wants_rest else "job.restarted"
+            self.log.info(event, job_id=claimed.job_id, worker_id=session.worker_id, attempt=claimed.attempt)
+        else:
+            open_job.record.claimed_at = time.time()
+        self.placement.started(self._chain(claimed, open_job), session.worker_id)
+        session.start(claimed, open_job)
+
+    def _waits_for_warmth(self, open_job: OpenJob, *, wish: Wish, plan: Plan[Session]) -> bool:
+        """Whether a job is to wait (longer) for a worker that holds its prompt."""
+        wait_s, now = self.placement.wait_s, trio.current_time()
+        if not wait_s or len(self._held) >= MAX_WARM_WAITS or not plan.may_wait(wish):
+            return False
+        if open_job.warm_by is None:
+            open_job.warm_by = now + wait_s
+        return now < open_job.warm_by
+
+    def _hold(self, claimed: ClaimedJob) -> None:
+        self._held.append(claimed)
+        self.admission.left_queue(claimed.job_id)  # others need not wait for that
+
+    async def _runnable(self, claimed: ClaimedJob) -> OpenJob | None:
+        """Return the job of an entry if it may run now; None if it may not, and then the entry is settled.
+
+        Raises:
+            StoreError: that could not be found out.
+        """
         is_ours = claimed.reply_to == self.router_id
         open_job = self.relay.find(claimed.job_id) if is_ours else await self._welcome(claimed)
         if claimed.entry_id == _NO_ENTRY:
-            self._continue(claimed, open_job)
-            return
+            return None if open_job is None or open_job.ended else open_job
         if open_job is not None and not open_job.is_continued and self._runs_here(open_job):
-            return  # this router was taken for dead: the job is its own again, and the session settles it
+            return None  # this router was taken for dead: the job is its own again, and the session settles it
         if open_job is None or open_job.ended or not self._may_run(open_job, claimed):
-            self.log.info("job.dropped", job_id=claimed.job_id, reason="nobody waits for it")
-            await self._give_up(claimed, runs_again=False)
-            return
+            await self._drop(claimed)
+            return None
         if claimed.is_exhausted:
             message = f"given up after {self.max_attempts} deliveries"
             open_job.fail(Failed(ErrorCode.WORKER_LOST, message))
             await self._give_up(claimed, runs_again=False)
-            return
-        session = self.fleet.choose(needs=open_job.needs)
-        if session is None:
-            await self._wait_for_worker(claimed, open_job)
-            return
-        open_job.record.claimed_at = time.time()
-        session.start(claimed, open_job)
+            return None
+        return open_job
+
+    async def _drop(self, claimed: ClaimedJob) -> None:
+        self.log.info("job.dropped", job_id=claimed.job_id, reason="nobody waits for it")
+        await self._give_up(claimed, runs_again=False)
 
     def _may_run(self, open_job: OpenJob, claimed: ClaimedJob) -> bool:
         """Whether a job may run (again); one that another router ran until it died may have shown its client text."""
@@ -256,6 +338,7 @@ class Pool:
     def _resume(self, open_job: OpenJob) -> None:
         """Have a job go on at a worker of this router; whoever has its entry removes that."""
         record = open_job.record
+        open_job.chain = None  # it may be longer now
         rest = ClaimedJob(
             entry_id=_NO_ENTRY,
             job_id=record.job_id,
@@ -268,17 +351,10 @@ class Pool:
         self._held.append(rest)
         self.queue.bell.ring()
 
-    def _continue(self, rest: ClaimedJob, open_job: OpenJob | None) -> None:
-        """Give the rest of an answer to a worker that can go on with it; what begins again, to any."""
-        if open_job is None or open_job.ended:
-            return
-        needs = FEATURE_CONTINUE if open_job.wants_rest else open_job.needs
-        session = self.fleet.choose(needs=needs)
-        if session is not None:
-            event = "job.continued" if open_job.wants_rest else "job.restarted"
-            self.log.info(event, job_id=rest.job_id, worker_id=session.worker_id, attempt=rest.attempt)
-            session.start(rest, open_job)
-        elif self.fleet.can(FEATURE_CONTINUE) or trio.current_time() < open_job.continue_by or not open_job.wants_rest:
+    def _hold_rest(self, rest: ClaimedJob, open_job: OpenJob) -> None:
+        """Keep what goes on here until a worker that can do that is free, or has come back."""
+        may_come = self.fleet.can(FEATURE_CONTINUE) or trio.current_time() < open_job.continue_by
+        if may_come or not open_job.wants_rest:
             self._held.append(rest)
         elif open_job.begin_again():
             self._resume(open_job)
@@ -286,16 +362,17 @@ class Pool:
             open_job.fail(LOST)
 
     async def _wait_for_worker(self, claimed: ClaimedJob, open_job: OpenJob) -> None:
-        """Keep a job that not every worker can do until one that can is free; give others back: a worker has left."""
+        """Keep a job that not every worker can do, or that was held already; give others back: a worker has left."""
         needs = open_job.needs
-        if needs is None or not self.fleet.count().workers:
+        if not self.fleet.count().workers:
             await self._give_up(claimed, runs_again=True)
-        elif self.fleet.can(needs):
-            self._held.append(claimed)
-            self.admission.left_queue(claimed.job_id)  # others need not wait for that
-        else:
+        elif needs is not None and not self.fleet.can(needs):
             open_job.fail(Failed(ErrorCode.NOT_IMPLEMENTED, f"no connected worker can do this ({needs})"))
             await self._give_up(claimed, runs_again=False)
+        elif needs is not None or open_job.warm_by is not None:
+            self._hold(claimed)
+        else:
+            await self._give_up(claimed, runs_again=True)
 
     async def _give_up(self, claimed: ClaimedJob, *, runs_again: bool) -> None:
         """Settle a claim that no session has taken. A guest is forgotten: the next claim is another attempt."""

@@ -30,6 +30,7 @@ from auxot.router.draft import LOST, Draft
 
 if TYPE_CHECKING:
     from auxot.router.admission import Place
+    from auxot.router.prefixes import Chain
 
 
 class Loss(enum.Enum):
@@ -69,6 +70,8 @@ class OpenJob:
     continue_by: float = 0.0  # until when (trio's clock) a lost one waits for a worker that can go on; 0: it cannot be
     is_continued: bool = False  # it goes on without its entry: what the queue still says of it is void
     place: Place | None = None  # of a job of ours
+    chain: Chain | None = None  # of its prompt, once it was looked at
+    warm_by: float | None = None  # until when (trio's clock) it is held for a worker that has its prompt
     ended: bool = False
 
     @property

@@ -45,6 +45,7 @@ from auxot.router.key_file import KeyFile
 from auxot.router.mailbox import Mailbox
 from auxot.router.models import Catalog
 from auxot.router.pages import Parts
+from auxot.router.placement import Placement
 from auxot.router.pool import Pool
 from auxot.router.queue import JobQueue
 from auxot.router.relay import Relay
@@ -183,6 +184,7 @@ async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log:
         policy=_policy(config),
         queue=queue,
         fleet=fleet,
+        placement=Placement(fleet=fleet, is_on=config.affinity, wait_s=config.affinity_wait_s),
         relay=Relay(),
         admission=admission,
         router_id=router_id,

@@ -221,3 +221,28 @@ async def first_job(*workers):
 async def queue_is_empty(running: RunningRouter) -> bool:
     depth = await running.router.pool.queue.depth()
     return (depth.waiting, depth.claimed) == (0, 0)
+
+
+async def test_a_job_that_was_claimed_when_redis_failed_is_not_forgotten(redis):
+    """A job whose router could not be asked for at that moment stays claimed for ever, and its client waits in vain."""
+    async with (
+        two_routers(redis) as (front, back),
+        scripted_worker(back) as worker,
+        front.client() as client,
+        trio.open_nursery() as nursery,
+    ):
+        await until(lambda: is_settled(back.router.pool.queue))  # before that a missing router proves nothing
+        store = front.router.pool.queue.store
+        await store.execute("ACL", "SETUSER", "default", "-mget")  # what tells which routers live
+        responses = []
+
+        async def request():
+            responses.append(await ask(client, stream=True))
+
+        nursery.start_soon(request)
+        await until(lambda: bool(back.router.pool.queue._held))
+        await trio.sleep(0.1)  # for the question to fail
+        await store.execute("ACL", "SETUSER", "default", "+mget")
+        await answer(worker, "at last")
+        await until(lambda: bool(responses))
+        assert text_of(responses[0]) == "at last"

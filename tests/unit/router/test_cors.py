@@ -14,7 +14,14 @@ def test_a_page_of_a_named_origin_may_read_answers():
     assert headers[b"access-control-allow-origin"] == APP
     assert headers[b"vary"] == b"origin"
     exposed = headers[b"access-control-expose-headers"].split(b", ")
-    assert {b"x-request-id", b"request-id", b"server-timing", b"x-auxot-worker", b"retry-after"} == set(exposed)
+    assert {
+        b"x-request-id",
+        b"request-id",
+        b"server-timing",
+        b"x-auxot-worker",
+        b"x-auxot-route",
+        b"retry-after",
+    } == set(exposed)
 
 
 @pytest.mark.parametrize("origin", [b"https://evil.example", APP + b".evil.example", b"null", b"", b"\xff"])

@@ -57,6 +57,11 @@ def test_only_what_is_known_is_told(changes, timing):
     assert job_headers(attrs.evolve(WHOLE, **changes))[0] == (b"server-timing", timing)
 
 
+def test_why_a_worker_was_chosen_is_told():
+    """An operator could not see whether conversations find their workers again."""
+    assert (b"x-auxot-route", b"prefix") in job_headers(attrs.evolve(WHOLE, route="prefix"))
+
+
 def test_a_job_that_no_worker_has_had_tells_nothing():
     """A header without a value would break the answer."""
     assert job_headers(JobRecord(job_id="j", accepted_at=1.0)) == []
