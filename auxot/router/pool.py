@@ -204,6 +204,8 @@ class Pool:
         except StoreError:
             self._held.extendleft((claimed for claimed, _, _ in reversed(batch)))
             raise
+        if not batch:
+            return
         plan = self.placement.plan([wish for _, _, wish in batch])
         for claimed, open_job, wish in batch:
             await self._start(claimed, open_job, wish=wish, plan=plan)

@@ -24,6 +24,8 @@ TOOLS = (
     Tool(function=Function(name="g")),
 )
 
+LONG = "It is as it is. " * 250
+
 messages = st.builds(
     ChatMessage,
     role=st.sampled_from(["user", "assistant", "tool"]),
@@ -42,10 +44,10 @@ def chain(*turns: ChatMessage, **fields: object) -> Chain:
 
 def is_beginning(short: Chain, long: Chain) -> bool:
     n = len(short.nodes)
-    return (long.nodes[:n], long.sizes[:n]) == (short.nodes, short.sizes)
+    return (long.nodes[:n], long.sizes[:n], long.n_shared) == (short.nodes, short.sizes, short.n_shared)
 
 
-@pytest.mark.parametrize("n", range(len(TURNS)))
+@pytest.mark.parametrize("n", range(1, len(TURNS)))
 def test_a_conversation_that_goes_on_keeps_its_chain(n: int):
     """A message has another hash at the end of a prompt than within one, so the next turn is not recognised."""
     before, after = (chain(SYSTEM, *TURNS[:k], tools=TOOLS, max_tokens=k or None) for k in (n, n + 1))
@@ -137,26 +139,18 @@ def path(word: str) -> Chain:
 
 @attrs.define
 class Model:
-    """What should be known, told plainly: worker -> beginnings that it holds, and whether a prompt ended there."""
+    """What should be known, told plainly: the beginnings that each worker holds."""
 
-    held: dict[tuple[str, str], bool] = attrs.field(factory=dict)
+    held: set[tuple[str, str]] = attrs.field(factory=set)
 
     def started(self, worker: str, word: str) -> None:
-        for n in range(len(word)):
-            self.held.pop((worker, word[: n + 1]), None)
+        self.held -= {(worker, word[: n + 1]) for n in range(len(word))}
 
     def ended(self, worker: str, word: str) -> None:
-        for n in range(len(word)):
-            self.held[worker, word[: n + 1]] = n + 1 == len(word)
+        self.held |= {(worker, word[: n + 1]) for n in range(len(word))}
 
     def longest(self, word: str) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for n in range(len(word)):
-            for worker in "wxyz":
-                ends = self.held.get((worker, word[: n + 1]))
-                if ends is not None and (ends or 2 * (n + 1) >= len(word)):
-                    found[worker] = n + 1
-        return found
+        return {w: n + 1 for n in range(len(word)) for w in "wxyz" if (w, word[: n + 1]) in self.held}
 
 
 @given(steps, words)
@@ -169,13 +163,35 @@ def test_who_holds_most_of_a_prompt_comes_first(history: list[tuple[str, str, bo
         if has_ended:
             known.ended(path(prompt), worker)
             model.ended(worker, prompt)
-    expected = model.longest(word)
     matches = known.matches(path(word))
     assert [match.n_bytes for match in matches] == sorted((match.n_bytes for match in matches), reverse=True)
-    assert all(expected[match.worker_id] == match.n_bytes for match in matches)
-    halves = {worker for worker, n_bytes in expected.items() if 2 * n_bytes >= len(word)}
-    assert halves <= {match.worker_id for match in matches}
-    assert bool(matches) == bool(expected)
+    assert {match.worker_id: match.n_bytes for match in matches} == model.longest(word)
+
+
+def test_what_many_conversations_share_draws_none_of_them():
+    """All conversations of a quiet day crowd into one worker's cache, because they have the same instructions."""
+    known = PrefixMap()
+    system = ChatMessage(role="system", content=LONG)
+    developer = ChatMessage(role="developer", content=LONG)
+    notes = "The notes of this project. " * 200
+    first, second = (chain(system, developer, ChatMessage(role="user", content=notes + name)) for name in "ab")
+    known.ended(first, "w")
+    assert known.matches(second) == []
+    assert known.matches(first)[0].n_bytes == first.sizes[-1]
+    alone, other = chain(system), chain(system, developer)
+    known.ended(alone, "w")
+    assert known.matches(alone)
+    assert not known.matches(chain(system, developer, TURNS[0]))
+    assert not known.matches(other)
+
+
+def test_a_long_document_is_found_again():
+    """The same book with another question is read by another worker."""
+    known = PrefixMap()
+    book = LONG * 10
+    first, second = (chain(SYSTEM, ChatMessage(role="user", content=book + name), tools=TOOLS) for name in "ab")
+    known.ended(first, "w")
+    assert known.matches(second)[0].n_bytes > len(book) - prefixes.LAST_BLOCK_BYTES
 
 
 @given(steps, st.integers(1, 10))
