@@ -14,7 +14,7 @@ from collections import Counter
 import orjson
 import trio
 
-MAX_CONNECTING = 1000  # the kernel keeps about so many for a listener that is busy
+MAX_CONNECTING = 300  # a router waits 5 s for the first line, and this program may be short of processor time
 
 
 async def one_client(port: int, request: bytes, connecting: trio.CapacityLimiter) -> str:
