@@ -139,7 +139,8 @@ class _Pages:
 
     async def health(self) -> Response:
         """Tell how many workers and slots there are; 503 once the router shuts down, so that balancers move on."""
-        count = self.parts.pool.fleet.count()
+        pool = self.parts.pool
+        count = pool.fleet.count()
         is_quiet = self.parts.quiet.is_set()
         body = {
             "status": "draining" if is_quiet else "ok",
@@ -147,7 +148,9 @@ class _Pages:
             "total_slots": count.total_slots,
             "active_jobs": count.active_jobs,
             "available": count.available,
-            "waiting_requests": len(self.parts.pool.relay),
+            "waiting_requests": len(pool.relay),
+            "queue": "ok" if pool.census.is_current else "unreachable",
+            "all_routers": pool.census.whole(),
         }
         return _json(orjson.dumps(body), status=503 if is_quiet else 200)
 

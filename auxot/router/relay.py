@@ -69,6 +69,9 @@ class OpenJob:
     continue_by: float = 0.0  # until when (trio's clock) a lost one waits for a worker that can go on; 0: it cannot be
     is_continued: bool = False  # it goes on without its entry: what the queue still says of it is void
     place: Place | None = None  # of a job of ours
+    issue: int = 0  # queue entries that it has had before the present one
+    is_queued: bool = False  # it has an entry, to be run from there
+    entry_seen_at: float = 0.0  # when (trio's clock) that was known to be in the queue
     ended: bool = False
 
     @property
@@ -224,6 +227,9 @@ class Relay:
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def __iter__(self) -> Iterator[OpenJob]:
+        return iter(self._jobs.values())
 
     async def wait_idle(self) -> None:
         """Wait until no client waits here."""

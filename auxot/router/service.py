@@ -32,6 +32,7 @@ from auxot.router import sweeper
 from auxot.router.admission import MIN_SHARED_WINDOW, Admission
 from auxot.router.app import App
 from auxot.router.auth import KeyVerifier
+from auxot.router.census import Census
 from auxot.router.cors import Cors
 from auxot.router.crowd import raise_descriptor_limit
 from auxot.router.dialects.anthropic import AnthropicCount, AnthropicMessages
@@ -47,6 +48,7 @@ from auxot.router.models import Catalog
 from auxot.router.pages import Parts
 from auxot.router.pool import Pool
 from auxot.router.queue import JobQueue
+from auxot.router.recount import Recount
 from auxot.router.relay import Relay
 from auxot.router.store import Store, open_store
 
@@ -162,6 +164,8 @@ def _start_mail(pool: Pool, store: Store, background: trio.Nursery) -> None:
     background.start_soon(mailbox.run_writer)
     background.start_soon(mailbox.run_reader)
     background.start_soon(correspondence.watch_acceptors, pool.queue)
+    background.start_soon(pool.census.run)
+    background.start_soon(Recount(pool, pool.log).run)
 
 
 async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log: Logger, quiet: trio.Event) -> Pool:
@@ -179,12 +183,14 @@ async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log:
         n_slots=lambda: fleet.count().total_slots,
         min_window=1 if config.redis_url is None else MIN_SHARED_WINDOW,
     )
+    relay = Relay()
     return Pool(
         policy=_policy(config),
         queue=queue,
         fleet=fleet,
-        relay=Relay(),
+        relay=relay,
         admission=admission,
+        census=Census(queue, fleet, relay),
         router_id=router_id,
         max_attempts=config.max_attempts,
         log=log,

@@ -31,6 +31,14 @@ _TLS_OPTIONS = (
     "ssl_keyfile",
     "ssl_password",
 )
+# redis-py's, which people bring along
+_OTHER_OPTIONS = frozenset(
+    {
+        *("decode_responses", "encoding", "encoding_errors", "health_check_interval", "max_connections", "protocol"),
+        *("retry_on_timeout", "socket_connect_timeout", "socket_keepalive", "socket_timeout", "client_name", "timeout"),
+        *("ssl_ca_data", "ssl_ciphers", "ssl_min_version", "ssl_validate_ocsp"),
+    }
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -127,7 +135,7 @@ def _options(parts: SplitResult) -> dict[str, str]:
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name in options:
         if name not in known:
-            shown = name if name.replace("_", "").isalnum() and len(name) <= 32 else "an option"
+            shown = name if name in _OTHER_OPTIONS or name in _TLS_OPTIONS else "an option"  # or part of a password
             raise ConfigError(f"AUXOT_REDIS_URL: {shown} is not supported here; known options: {', '.join(known)}")
     return options
 
