@@ -4,7 +4,8 @@
     |- BACKGROUND: dispatcher, releaser, sweeper, the file of keys, this router's heartbeat
     '- FRONT: listeners and connections; its bound addresses are readiness
 
-    TERM -> quiet: /health and new requests 503, listeners closed; jobs already accepted are still served
+    TERM -> draining, for the delay: /health 503, requests are served, each answer closes its connection
+         -> quiet: new requests 503, listeners closed; jobs already accepted are still served
          -> the answers end, or the grace is over: workers are told, connections get a moment
          -> front, then background, then store
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from auxot.core.errors import AuxotError, ErrorCode, StoreError, first_error
+from auxot.core.errors import AuxotError, ConfigError, ErrorCode, StoreError, first_error
 from auxot.core.jobs import Failed
 from auxot.core.keys import Role
 from auxot.core.logs import Logger, get_logger
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 __all__ = ["BindError", "FrontPhases", "Router", "main", "serve"]  # FrontPhases: what `serve` is steered by
 
 MODELS_CREATED = 1_767_225_600  # 2026-01-01 UTC: a fixed date, so that lists of models do not change from call to call
-CLOSE_TIMEOUT_S = 4.0  # from the end of the grace to the end of the process
+CLOSE_TIMEOUT_S = 2.0  # for the last words to Redis, once the front is closed
 
 
 class BindError(AuxotError):
@@ -89,7 +90,7 @@ async def main(config: RouterConfig) -> int:
     error: AuxotError | None = None
     try:
         async with trio.open_nursery() as main_nursery:
-            main_nursery.start_soon(_watch_signals, phases, main_nursery.cancel_scope)
+            main_nursery.start_soon(partial(_watch_signals, phases, main_nursery, delay_s=config.shutdown_delay_s))
             await serve(config, phases=phases)
             main_nursery.cancel_scope.cancel()
     except* AuxotError as group:
@@ -138,8 +139,11 @@ async def serve(
             if config.redis_url is not None:
                 _start_mail(pool, store, background)
             await _serve_front(config, pool=pool, verifier=verifier, phases=phases, log=log, task_status=task_status)
+            if pool.correspondence.mailbox is not None:
+                with trio.move_on_after(CLOSE_TIMEOUT_S / 2):
+                    await pool.correspondence.mailbox.wait_written()
             background.cancel_scope.cancel()
-        with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(StoreError):
+        with trio.move_on_after(CLOSE_TIMEOUT_S / 2), suppress(StoreError):
             await pool.queue.close()
     log.info("router.stopped")
 
@@ -175,7 +179,7 @@ async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log:
         max_attempts=config.max_attempts,
         heartbeat_ttl_s=config.dead_worker_timeout_s,
     )
-    await queue.open()
+    await _open_queue(queue)
     fleet: Fleet[Session] = Fleet(queue.bell)
     admission = Admission(
         max_jobs=config.max_queue,
@@ -196,6 +200,16 @@ async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log:
         log=log,
         quiet=quiet,
     )
+
+
+async def _open_queue(queue: JobQueue) -> None:
+    try:
+        await queue.open()
+    except StoreError as exc:
+        word, _, reason = str(exc).partition(" ")
+        if word == "NOPERM":  # its text names a command, key or channel of ours
+            raise ConfigError(f"the user of AUXOT_REDIS_URL may not do what the queue needs: {reason}") from exc
+        raise
 
 
 def _policy(config: RouterConfig) -> Policy:
@@ -286,16 +300,25 @@ def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: F
         catalog=catalog,
         cors=Cors(frozenset(config.cors_origins)) if config.cors_origins else None,
         quiet=phases.quiet,
+        draining=phases.draining,
         router_id=pool.router_id,
         log=log,
     )
 
 
-async def _watch_signals(phases: FrontPhases, main_scope: trio.CancelScope) -> None:
-    """Turn the first TERM or INT into `quiet`, the second into the end."""
+async def _watch_signals(phases: FrontPhases, main_nursery: trio.Nursery, *, delay_s: float) -> None:
+    """Turn the first TERM or INT into `draining` and, after the delay, `quiet`; the second into the end."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
-            if phases.quiet.is_set():
-                main_scope.cancel()
+            if phases.draining.is_set():
+                main_nursery.cancel_scope.cancel()
                 return
-            phases.quiet.set()
+            phases.draining.set()
+            main_nursery.start_soon(_be_quiet_after, phases, delay_s)
+
+
+async def _be_quiet_after(phases: FrontPhases, delay_s: float) -> None:
+    if delay_s:
+        get_logger().info("router.draining", delay_s=delay_s)
+        await trio.sleep(delay_s)
+    phases.quiet.set()
