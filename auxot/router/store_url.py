@@ -114,7 +114,7 @@ def _split(url: str) -> SplitResult:
         raise ConfigError(f"AUXOT_REDIS_URL: {shown} is not supported; use redis://, rediss:// or unix://")
     try:
         parts = urlsplit(url)
-        _ = parts.port  # read, and checked, on access only
+        _ = None if _has_several_hosts(parts) else parts.port  # read, and checked, on access only
     except ValueError:
         raise ConfigError(
             "AUXOT_REDIS_URL: the host and port cannot be read; write / ? # @ : in a password as %2F %3F %23 %40 %3A"
@@ -125,9 +125,13 @@ def _split(url: str) -> SplitResult:
         raise ConfigError("AUXOT_REDIS_URL: unix:// needs an absolute path, as in unix:///run/redis/redis.sock")
     if parts.scheme != "unix" and not parts.hostname:
         raise ConfigError(f"AUXOT_REDIS_URL: {parts.scheme}:// needs a host")
-    if "," in parts.netloc.rpartition("@")[2]:
+    if _has_several_hosts(parts):
         raise ConfigError("AUXOT_REDIS_URL: several hosts are not supported (no sentinel, no cluster)")
     return parts
+
+
+def _has_several_hosts(parts: SplitResult) -> bool:
+    return "," in parts.netloc.rpartition("@")[2]
 
 
 def _options(parts: SplitResult) -> dict[str, str]:
