@@ -176,7 +176,7 @@ class Correspondence:
             if not acceptors or not is_settled(queue):
                 continue
             with suppress(StoreError):
-                for gone in acceptors - await queue.live_among(acceptors):
+                for gone in acceptors - set(await queue.roster.live_among(acceptors)):
                     _log.warning("router.gone", gone=gone)
                     self._dismiss_all_of(gone)
 

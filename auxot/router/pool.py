@@ -276,7 +276,7 @@ class Pool:
             return True  # it may only not be back yet; if it is dead the job is stopped once that is known
         if self._live.get(router_id, 0.0) < now:
             self._live.clear()  # it stays small, and there are few
-            if router_id not in await self.queue.live_among({router_id}):
+            if router_id not in await self.queue.roster.live_among({router_id}):
                 return False
             self._live[router_id] = now + LIVE_S
         return True
@@ -342,30 +342,35 @@ class Pool:
             await self.withdraw(open_job)
 
     async def _wait_for_worker(self, claimed: ClaimedJob, open_job: OpenJob) -> None:
-        """Keep a job that not every worker can do until one that can is free; give others back: a worker has left."""
+        """Keep a job that not every worker can do until one that can is free, or leave it to other routers.
+
+        Others are given back: a worker has left.
+        """
         needs = open_job.needs
         if needs is None or not self.fleet.count().workers:
             await self._give_up(claimed, runs_again=True)
         elif self.fleet.can(needs):
             self._held.append(claimed)
             self.admission.left_queue(claimed.job_id)  # others need not wait for that
+        elif self.census.others_can(needs):
+            await self._give_up(claimed, runs_again=True, declines=True)
         else:
             open_job.fail(Failed(ErrorCode.NOT_IMPLEMENTED, f"no connected worker can do this ({needs})"))
             await self._give_up(claimed, runs_again=False)
 
-    async def _give_up(self, claimed: ClaimedJob, *, runs_again: bool) -> None:
+    async def _give_up(self, claimed: ClaimedJob, *, runs_again: bool, declines: bool = False) -> None:
         """Settle a claim that no session has taken. A guest is forgotten: the next claim is another attempt."""
         guest = self.correspondence.guests.get(claimed.job_id)
         if guest is not None and guest.entry_id == claimed.entry_id:
             self.correspondence.settled(claimed.job_id)
-        await self._settle(claimed.entry_id, runs_again=runs_again)
+        await self._settle(claimed.entry_id, runs_again=runs_again, declines=declines)
 
-    async def _settle(self, entry_id: bytes, *, runs_again: bool) -> None:
+    async def _settle(self, entry_id: bytes, *, runs_again: bool, declines: bool = False) -> None:
         if entry_id == _NO_ENTRY:
             return
         try:
             if runs_again:
-                await self.queue.release(entry_id)
+                await self.queue.release(entry_id, declines=declines)
             else:
                 await self.queue.ack(entry_id)
         except StoreError as exc:  # the queue remembers it and tries again with the next claim

@@ -23,13 +23,14 @@ A queue that is polled costs one command a look: RELEASED is read only when a be
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from auxot.core.errors import StoreError, StoreLostError
 from auxot.core.logs import get_logger
 from auxot.router.bell import Bell, Doubt, MarkingBell
+from auxot.router.declined import Declined
 from auxot.router.queue_entries import (
     ClaimedJob,
     ConsumerState,
@@ -105,6 +106,7 @@ class JobQueue:
         self._remade_channel = f"{self.key}:remade"
         self._max_attempts = max_attempts
         self._held: set[bytes] = set()  # delivered to us, not settled; at most the slots of our workers
+        self._declined = Declined()
         self._unacked: set[bytes] = set()  # settled, but whether Redis knows is unknown
         self._may_have_orphans = True  # entries that are ours in Redis, but that we do not hold
         self._is_claiming = False
@@ -189,18 +191,22 @@ class JobQueue:
             self._held.discard(entry_id)
         return bool(replies[0])
 
-    async def release(self, entry_id: bytes) -> bool:
+    async def release(self, entry_id: bytes, *, declines: bool = False) -> bool:
         """Give a claimed job back, in front of all that is new: any router may claim it at once.
 
-        Its delivery count stays: the next claim says `attempt` + 1. Cancelled or StoreLostError: the next claim of
-        this router releases it, if it is still ours.
+        Its delivery count stays: the next claim says `attempt` + 1; unless this router `declines` it: that was no
+        delivery, and it does not claim it again for 5 s. Cancelled or StoreLostError: the next claim of this router
+        releases it, if it is still ours.
 
         Returns:
             False if it is not ours any more: a sweeper has taken it from us, or it is gone.
         """
+        if declines:
+            self._declined.add(entry_id)
         try:
             rows = await self._pending_of(self.router_id, start=entry_id, end=entry_id)
-            n_moved = await self._move_to_released(rows, min_idle_ms=rows[0].idle_ms) if rows else 0
+            options = ("RETRYCOUNT", rows[0].n_deliveries - 1) if rows and declines else ()
+            n_moved = await self._move_to_released(rows, min_idle_ms=rows[0].idle_ms, options=options) if rows else 0
             await self._announce_released(n_moved)
         except BaseException:
             self._may_have_orphans = True
@@ -233,10 +239,6 @@ class JobQueue:
         rows, summary = await self._with_group(("XINFO", "CONSUMERS", self.key, GROUP), ("XPENDING", self.key, GROUP))
         n_pending = read_summary(summary)
         return [ConsumerState(name=name, n_pending=n_pending.get(name, 0)) for name in map(read_consumer_name, rows)]
-
-    async def live_among(self, names: Collection[str]) -> set[str]:
-        """Return those of the routers whose heartbeat has not run out."""
-        return set(await self.roster.live_among(names))
 
     async def live_routers(self) -> Mapping[str, RouterStatus]:
         """Return all routers of this queue that live, by id, with what they say of themselves."""
@@ -306,9 +308,11 @@ class JobQueue:
 
     async def _claim_released(self, count: int) -> list[ClaimedJob | bytes]:
         self._released_bell.is_rung = False
-        rows = await self._pending_of(RELEASED, count=count)
-        if len(rows) == count:
+        declined = self._declined.current()
+        rows = await self._pending_of(RELEASED, count=count + len(declined))
+        if len(rows) >= count or declined:
             self._released_bell.is_rung = True  # there may be more than we can take
+        rows = [row for row in rows if row.entry_id not in declined][:count]
         if not rows:
             return []
         ids = [row.entry_id for row in rows]

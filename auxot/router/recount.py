@@ -88,7 +88,7 @@ class Recount:
     async def _left_behind(self) -> list[_Suspect]:
         """Return the jobs that run at routers that are gone."""
         runners = self.pool.correspondence.runners()
-        live = await self.pool.queue.live_among(set(runners.values()))
+        live = await self.pool.queue.roster.live_among(set(runners.values()))
         found = []
         for job_id, runner in runners.items():
             open_job = self.pool.relay.find(job_id)

@@ -86,8 +86,8 @@ async def run_once(queue: JobQueue) -> list[Action]:
     Cancelled, StoreLostError or StoreError: done in part; every step stands by itself and the next sweep goes on.
     """
     consumers = await queue.consumers()
-    live = await queue.live_among({consumer.name for consumer in consumers})
-    actions = decide(consumers=consumers, live=live, own_id=queue.router_id)
+    live = await queue.roster.live_among({consumer.name for consumer in consumers})
+    actions = decide(consumers=consumers, live=live.keys(), own_id=queue.router_id)
     for action in actions:
         await _act(queue, action)
     return actions
