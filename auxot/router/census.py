@@ -86,4 +86,6 @@ class Census:
             return
         self.is_current = True
         routers.pop(self.queue.router_id, None)
+        if self.others.keys() - routers.keys():
+            self.queue.doubt.mark()  # it may have died while it moved entries of ours
         self.others = routers

@@ -118,7 +118,7 @@ class Correspondence:
             if not isinstance(letter, Lost):
                 self._cancel(sender, letter)
         elif letter.issue != open_job.issue:  # of an entry that was taken for lost: the job has another one
-            if isinstance(letter, Started):
+            if not isinstance(letter, Lost):
                 self._cancel(sender, letter)
         elif isinstance(letter, Started):
             if open_job.is_continued and not open_job.is_queued:  # it would begin again what we go on with

@@ -76,8 +76,8 @@ class JobQueue:
         bell: rung when there may be something to claim, and after a reconnect. Published rings can be lost with a
             connection: look once a second anyway.
         reconnected: rung when the store has a new connection: time for a heartbeat.
-        doubt: marked when Redis may have forgotten entries, or others may have dropped them: after a reconnect, after
-            the group was lost, after this router was taken for dead.
+        doubt: marked when entries may be lost: after a reconnect, after the group was lost, after this router was taken
+            for dead, after another one has gone.
         roster: who lives.
         key: of the stream.
     """

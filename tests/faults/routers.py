@@ -103,6 +103,7 @@ class Crew:
         pause_s: between two words.
         is_holding: jobs wait, without a word.
         n_done: jobs answered to the end, by job id.
+        most_running: at once.
     """
 
     pause_s: float = 0.005
@@ -111,6 +112,8 @@ class Crew:
     given: list[dict[str, Any]] = attrs.field(factory=list)
     n_done: dict[str, int] = attrs.field(factory=dict)
     n_cancelled: int = 0
+    n_running: int = 0
+    most_running: int = 0
 
     async def work(self, place: Place, *, slots: int) -> None:
         """Be a worker for ever."""
@@ -138,7 +141,7 @@ class Crew:
                     scopes.pop(message["job_id"]).cancel()
 
     async def _answer(self, worker: ScriptedWorker, job: dict[str, Any], scope: trio.CancelScope) -> None:
-        with scope:
+        with scope, self._running():
             while self.is_holding:
                 await trio.sleep(0.02)
             for token in TOKENS[_n_written(job) :]:
@@ -146,6 +149,15 @@ class Crew:
                 await trio.sleep(self.pause_s)
             await worker.complete(job, output_tokens=len(TOKENS))
             self.n_done[job["job_id"]] = self.n_done.get(job["job_id"], 0) + 1
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        self.n_running += 1
+        self.most_running = max(self.most_running, self.n_running)
+        try:
+            yield
+        finally:
+            self.n_running -= 1
 
 
 def _n_written(job: dict[str, Any]) -> int:

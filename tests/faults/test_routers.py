@@ -76,6 +76,7 @@ async def test_a_killed_routers_jobs_are_dropped_and_those_of_others_run_again_i
             nursery.cancel_scope.cancel()
     assert texts == [TEXT] * 2
     assert {job["job_id"] for job in crew.given[:2]} == set(_second_attempts(crew)) == set(crew.n_done)
+    assert crew.most_running == 2  # no more than its slots, however much came back
     assert dropped_after_s < DEAD_AFTER_S + 1
     assert again_after_s < DEAD_AFTER_S + 1
 
