@@ -4,7 +4,7 @@
     |- BACKGROUND: dispatcher, releaser, sweeper, the file of keys, this router's heartbeat
     '- FRONT: listeners and connections; its bound addresses are readiness
 
-    TERM -> draining, for the delay: /health 503, requests are served, each answer closes its connection
+    TERM -> draining, if there is a delay: /health 503, requests are served, each answer closes its connection
          -> quiet: new requests 503, listeners closed; jobs already accepted are still served
          -> the answers end, or the grace is over: workers are told, connections get a moment
          -> front, then background, then store
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 __all__ = ["BindError", "FrontPhases", "Router", "main", "serve"]  # FrontPhases: what `serve` is steered by
 
 MODELS_CREATED = 1_767_225_600  # 2026-01-01 UTC: a fixed date, so that lists of models do not change from call to call
+LINGER_S = 0.5  # in which a client that has its answer uses the connection again, or does not
 CLOSE_TIMEOUT_S = 2.0  # for the last words to Redis, once the front is closed
 
 
@@ -90,7 +91,7 @@ async def main(config: RouterConfig) -> int:
     error: AuxotError | None = None
     try:
         async with trio.open_nursery() as main_nursery:
-            main_nursery.start_soon(partial(_watch_signals, phases, main_nursery, delay_s=config.shutdown_delay_s))
+            main_nursery.start_soon(_watch_signals, phases, main_nursery.cancel_scope)
             await serve(config, phases=phases)
             main_nursery.cancel_scope.cancel()
     except* AuxotError as group:
@@ -133,6 +134,9 @@ async def serve(
                 await _open_key_file(config.api_keys_file, pool=pool, verifier=verifier, background=background)
             background.start_soon(pool.run_dispatcher)
             background.start_soon(pool.run_releaser)
+            delay_s, grace_s = config.shutdown_delay_s, config.shutdown_grace_s
+            draining = partial(_be_quiet_after_draining, pool, phases, delay_s=delay_s, grace_s=grace_s)
+            background.start_soon(draining)
             beat_s = min(config.heartbeat_interval_s, config.dead_worker_timeout_s / 3)
             background.start_soon(partial(sweeper.run, pool.queue, interval_s=config.sweep_interval_s))
             background.start_soon(partial(sweeper.keep_alive, pool.queue, interval_s=beat_s))
@@ -306,19 +310,29 @@ def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: F
     )
 
 
-async def _watch_signals(phases: FrontPhases, main_nursery: trio.Nursery, *, delay_s: float) -> None:
-    """Turn the first TERM or INT into `draining` and, after the delay, `quiet`; the second into the end."""
+async def _watch_signals(phases: FrontPhases, main_scope: trio.CancelScope) -> None:
+    """Turn the first TERM or INT into `draining`, the second into the end."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             if phases.draining.is_set():
-                main_nursery.cancel_scope.cancel()
+                main_scope.cancel()
                 return
             phases.draining.set()
-            main_nursery.start_soon(_be_quiet_after, phases, delay_s)
 
 
-async def _be_quiet_after(phases: FrontPhases, delay_s: float) -> None:
+async def _be_quiet_after_draining(pool: Pool, phases: FrontPhases, *, delay_s: float, grace_s: float) -> None:
+    """Go from `draining` to `quiet`: after the delay, and when the answers that had begun before have ended.
+
+    Those did not say that their connection is going to be closed: it is kept until its client has had time to use it
+    once more, which is answered and says so.
+    """
+    await phases.draining.wait()
     if delay_s:
-        get_logger().info("router.draining", delay_s=delay_s)
+        pool.log.info("router.draining", delay_s=delay_s)
+        began = [open_job.record.job_id for open_job in pool.relay]
         await trio.sleep(delay_s)
+        with trio.move_on_after(grace_s):
+            while any(pool.relay.find(job_id) for job_id in began):  # noqa: ASYNC110 -- once in a router's life
+                await trio.sleep(LINGER_S / 5)
+            await trio.sleep(LINGER_S)
     phases.quiet.set()
