@@ -120,7 +120,7 @@ class Crew:
         while True:
             with suppress(*_GONE):
                 try:
-                    async with scripted_worker(place, slots=slots, features=self.features) as worker:  # type: ignore[arg-type]  # its URL is all that is needed
+                    async with scripted_worker(place, slots=slots, features=self.features) as worker:
                         await self._serve(worker)
                 except* _GONE:
                     pass
