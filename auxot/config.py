@@ -289,6 +289,15 @@ class RouterConfig:
             "AUXOT_SHUTDOWN_GRACE", kinds.duration(0, 3600), help="how long running answers may go on after SIGTERM"
         ),
     )
+    shutdown_delay_s: float = attrs.field(
+        default=0.0,
+        metadata=knob(
+            "AUXOT_SHUTDOWN_DELAY",
+            kinds.duration(0, 3600),
+            help="how long after SIGTERM requests are still taken, while /health says 503 and connections are closed "
+            "with each answer; behind a load balancer: longer than it takes to notice",
+        ),
+    )
     auth_cache_ttl_s: float = attrs.field(
         default=300.0,
         metadata=knob("AUXOT_AUTH_CACHE_TTL", kinds.duration(1, _DAY_S), help="how long a checked key is remembered"),

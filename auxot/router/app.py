@@ -71,6 +71,8 @@ class App:
             return
         request_id = request_id_of(scope["headers"])
         headers, preflight = id_headers(request_id), None
+        if self._parts.is_leaving() and scope["http_version"] in ("1.0", "1.1"):  # HTTP/2 has no such header
+            headers = [*headers, (b"connection", b"close")]
         if self._parts.cors is not None:
             headers += self._parts.cors.headers(scope["headers"])
             preflight = self._parts.cors.preflight(scope["headers"]) if scope["method"] == "OPTIONS" else None

@@ -45,3 +45,20 @@ class MarkingBell:
         """Ring both."""
         self.is_rung = True
         self.bell.ring()
+
+
+@attrs.define
+class Doubt:
+    """Rings another bell, and remembers when: what was true before may not be so any more."""
+
+    bell: Bell
+    since: float = float("-inf")  # on the Trio clock
+
+    def mark(self) -> None:
+        """Begin to doubt."""
+        self.since = trio.current_time()
+
+    def ring(self) -> None:
+        """Begin to doubt, and ring."""
+        self.mark()
+        self.bell.ring()

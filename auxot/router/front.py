@@ -71,8 +71,15 @@ class _HttpServer(TCPServer):
 
 @attrs.frozen(kw_only=True)
 class FrontPhases:
-    """How far the shutdown is: `quiet` closes the listeners, `closing` ends every connection that is left."""
+    """How far the shutdown is.
 
+    Attributes:
+        draining: requests are still served, but whoever sends them is asked to go elsewhere.
+        quiet: the listeners are closed.
+        closing: every connection that is left ends.
+    """
+
+    draining: trio.Event = attrs.field(factory=trio.Event)
     quiet: trio.Event = attrs.field(factory=trio.Event)
     closing: trio.Event = attrs.field(factory=trio.Event)
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from auxot.router.queue import JobQueue
     from auxot.router.relay import Relay
 
-WATCH_S = 2.0  # how often the routers that our guests come from are looked for
+CONTINUE_WAIT_S = 5.0  # for a worker to come (back) that can go on with an answer; the client waits in mid-sentence
+WATCH_S = 0.5  # how often the routers that our guests come from are looked for
 
 _log = get_logger()
 
@@ -40,6 +41,7 @@ class GuestAnswer:
     attempt: int
     reply_to: str
     mailbox: Mailbox
+    issue: int = 0
     _events: list[JobEvent] = attrs.field(factory=list)
 
     def feed(self, event: JobEvent) -> None:
@@ -49,7 +51,7 @@ class GuestAnswer:
     def flush(self) -> None:
         """Post what was fed."""
         if self._events:
-            self.post(Happened(job_id=self.job_id, attempt=self.attempt, events=tuple(self._events)))
+            self.post(Happened(job_id=self.job_id, attempt=self.attempt, events=tuple(self._events), issue=self.issue))
             self._events.clear()
 
     def restart(self) -> bool:
@@ -72,14 +74,16 @@ class GuestJob(OpenJob):
         """Note that a worker has the job, and tell its router."""
         super().start(worker_id=worker_id, attempt=attempt, cancel=cancel)
         record = self.record
-        letter = Started(job_id=record.job_id, attempt=attempt, worker_id=worker_id, route=record.route)
+        letter = Started(
+            job_id=record.job_id, attempt=attempt, worker_id=worker_id, route=record.route, issue=self.issue
+        )
         self.guest_answer.post(letter)
 
     def fail(self, failure: Failed) -> None:
         """End the job before a worker had it; the attempt is announced first, or its end would be ignored."""
         if self.cancel_attempt is None:
             answer = self.guest_answer
-            answer.post(Started(job_id=answer.job_id, attempt=answer.attempt, worker_id=""))
+            answer.post(Started(job_id=answer.job_id, attempt=answer.attempt, worker_id="", issue=self.issue))
         super().fail(failure)
 
     def lose(self, *, attempt: int, max_attempts: int, may_stay: bool) -> Loss:  # noqa: ARG002 -- not decided here
@@ -88,7 +92,7 @@ class GuestJob(OpenJob):
         if self.ended:
             return Loss.ENDS
         self.ended = True
-        self.guest_answer.post(Lost(job_id=self.record.job_id, attempt=attempt))
+        self.guest_answer.post(Lost(job_id=self.record.job_id, attempt=attempt, issue=self.issue))
         return Loss.RESTARTS
 
 
@@ -109,27 +113,34 @@ class Correspondence:
     def on_letter(self, sender: str, letter: Letter) -> None:
         """Obey one letter."""
         if isinstance(letter, Cancel):
-            self._dismiss(letter.job_id)
+            self.dismiss(letter.job_id, issue=letter.issue)
             return
         open_job = self.relay.find(letter.job_id)
         if open_job is None or open_job.ended:
             self._runners.pop(letter.job_id, None)
             if not isinstance(letter, Lost):
-                self._post(sender, Cancel(job_id=letter.job_id))
+                self._cancel(sender, letter)
+        elif letter.issue != open_job.issue:  # of an entry that was taken for lost: the job has another one
+            if not isinstance(letter, Lost):
+                self._cancel(sender, letter)
         elif isinstance(letter, Started):
-            if open_job.is_continued:  # it would begin again what a worker of ours goes on with
-                self._post(sender, Cancel(job_id=letter.job_id))
+            if open_job.is_continued and not open_job.is_queued:  # it would begin again what we go on with
+                self._cancel(sender, letter)
             else:
                 self._on_started(sender, letter, open_job)
         elif self._runners.get(letter.job_id) == (sender, letter.attempt):
             self._on_news(letter, open_job)
         elif letter.attempt > open_job.record.attempt and isinstance(letter, Happened):
             self._fail(open_job)  # that it began was among the letters that were lost
-            self._post(sender, Cancel(job_id=letter.job_id))
+            self._cancel(sender, letter)
 
     def runs_elsewhere(self, job_id: str) -> bool:
         """Whether another router runs that job of ours."""
         return job_id in self._runners
+
+    def runners(self) -> dict[str, str]:
+        """Return the jobs of ours that run at other routers: job id -> router id."""
+        return {job_id: runner for job_id, (runner, _) in self._runners.items()}
 
     def lose(self, open_job: OpenJob, *, attempt: int) -> bool:
         """Note that an attempt is over without an answer, and its words count no more.
@@ -139,9 +150,11 @@ class Correspondence:
         Returns:
             Whether the job's entry may be claimed and run again, by any router.
         """
-        self._runners.pop(open_job.record.job_id, None)
+        was_elsewhere = self._runners.pop(open_job.record.job_id, None) is not None
         loss = open_job.lose(attempt=attempt, max_attempts=self.max_attempts, may_stay=self.may_stay())
         if loss is Loss.CONTINUES:
+            if was_elsewhere:
+                open_job.continue_by = trio.current_time() + CONTINUE_WAIT_S  # its workers may come to us
             self.resume(open_job)
         return loss is Loss.RESTARTS
 
@@ -166,7 +179,7 @@ class Correspondence:
             if not acceptors or not is_settled(queue):
                 continue
             with suppress(StoreError):
-                for gone in acceptors - await queue.live_among(acceptors):
+                for gone in acceptors - set(await queue.roster.live_among(acceptors)):
                     _log.warning("router.gone", gone=gone)
                     self._dismiss_all_of(gone)
 
@@ -175,13 +188,14 @@ class Correspondence:
         for job_id, guest in list(self.guests.items()):
             answer = guest.guest_answer
             if answer.reply_to == router_id:
-                answer.post(Happened(job_id=job_id, attempt=answer.attempt, events=(failure,)))  # if it wakes up
-                self._dismiss(job_id)
+                answer.feed(failure)
+                answer.flush()  # if it wakes up
+                self.dismiss(job_id, issue=guest.issue)
 
-    def _dismiss(self, job_id: str) -> None:
-        """Stop a guest: its router does not want the answer any more."""
+    def dismiss(self, job_id: str, *, issue: int) -> None:
+        """Stop a guest: its router does not want that answer any more."""
         guest = self.guests.get(job_id)
-        if guest is None:
+        if guest is None or guest.issue != issue:
             return
         guest.ended = True
         if guest.cancel_attempt is not None:
@@ -202,14 +216,14 @@ class Correspondence:
         # A session of ours may still run it: we were taken for dead. Two must not write one answer.
         stop_ours = _nothing if self.runs_elsewhere(letter.job_id) else open_job.cancel_attempt or _nothing
         if open_job.cancel_attempt is not None and not self.lose(open_job, attempt=record.attempt):
-            self._post(sender, Cancel(job_id=letter.job_id))
+            self._cancel(sender, letter)
         else:
             self._runners[letter.job_id] = (sender, letter.attempt)
             record.route = letter.route
             open_job.start(
                 worker_id=letter.worker_id,
                 attempt=letter.attempt,
-                cancel=lambda: self._post(sender, Cancel(job_id=letter.job_id)),
+                cancel=lambda: self._cancel(sender, letter),
             )
         stop_ours()
 
@@ -235,6 +249,9 @@ class Correspondence:
             open_job.cancel_attempt()
         # Leaving the request must not cancel what has ended: replaced, because None would mean "in the queue".
         open_job.cancel_attempt = _nothing
+
+    def _cancel(self, runner: str, letter: Started | Happened) -> None:
+        self._post(runner, Cancel(job_id=letter.job_id, issue=letter.issue))
 
     def _post(self, router_id: str, letter: Letter) -> None:
         if self.mailbox is not None:

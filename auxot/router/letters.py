@@ -5,7 +5,8 @@
                           Lost         the worker is gone; the job is in the queue again
     acceptor -> runner    Cancel       nobody waits for the answer any more
 
-Every letter names the attempt that it speaks of: what an older attempt still says is thrown away. The form is JSON
+Every letter names the attempt that it speaks of, and the issue of the job's queue entry: what an older one still says
+is thrown away. The form is JSON
 between routers of the same version; it is no part of the workers' protocol.
 """
 
@@ -29,6 +30,7 @@ class Started:
     attempt: int
     worker_id: str
     route: str = ""  # see JobRecord
+    issue: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +40,7 @@ class Happened:
     job_id: str
     attempt: int
     events: tuple[JobEvent, ...]
+    issue: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +49,7 @@ class Lost:
 
     job_id: str
     attempt: int
+    issue: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -53,6 +57,7 @@ class Cancel:
     """Stop the job."""
 
     job_id: str
+    issue: int = 0
 
 
 Letter = Started | Happened | Lost | Cancel

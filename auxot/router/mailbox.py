@@ -105,6 +105,7 @@ class Mailbox:
         self._outgoing: dict[str, _Outgoing] = {}  # a few words for each router that was ever written to
         self._written = Bell()
         self._arrived = Bell()
+        self._all_written = trio.Event()
         self._numbers: dict[str, int] = {}  # sender -> number of its last batch
 
     def post(self, router_id: str, letter: Letter) -> None:
@@ -127,6 +128,13 @@ class Mailbox:
                     outgoing.follow_up()
             while await self._write_batches():
                 pass
+            self._all_written.set()
+
+    async def wait_written(self) -> None:
+        """Wait until every letter is in Redis; `run_writer` must be running."""
+        while any(outgoing.letters or outgoing.batch for outgoing in self._outgoing.values()):
+            self._all_written = trio.Event()
+            await self._all_written.wait()
 
     async def run_reader(self) -> None:
         """Deliver letters for ever."""

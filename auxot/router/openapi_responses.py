@@ -150,7 +150,13 @@ def _anthropic_schemas() -> dict[str, Schema]:
 
 def _other_schemas() -> dict[str, Schema]:
     counts = dict.fromkeys(_HEALTH_COUNTS, _COUNT)
+    health = {
+        "status": {"enum": ["ok", "draining"]},
+        **counts,
+        "queue": {"enum": ["ok", "unreachable"]},
+        "all_routers": fields_object({"routers": _COUNT, **counts}),
+    }
     return {
-        "Health": fields_object({"status": {"enum": ["ok", "draining"]}, **counts}),
+        "Health": fields_object(health),
         "Json": one_of(OBJECT, {"type": "array"}),
     }

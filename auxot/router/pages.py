@@ -53,8 +53,13 @@ class Parts:
     catalog: Catalog
     cors: Cors | None  # None: no web page may call
     quiet: trio.Event
+    draining: trio.Event
     router_id: str
     log: Logger
+
+    def is_leaving(self) -> bool:
+        """Whether clients should go elsewhere."""
+        return self.draining.is_set() or self.quiet.is_set()
 
 
 def quart_app(parts: Parts) -> QuartTrio:
@@ -139,17 +144,20 @@ class _Pages:
 
     async def health(self) -> Response:
         """Tell how many workers and slots there are; 503 once the router shuts down, so that balancers move on."""
-        count = self.parts.pool.fleet.count()
-        is_quiet = self.parts.quiet.is_set()
+        pool = self.parts.pool
+        count = pool.fleet.count()
+        is_leaving = self.parts.is_leaving()
         body = {
-            "status": "draining" if is_quiet else "ok",
+            "status": "draining" if is_leaving else "ok",
             "workers": count.workers,
             "total_slots": count.total_slots,
             "active_jobs": count.active_jobs,
             "available": count.available,
-            "waiting_requests": len(self.parts.pool.relay),
+            "waiting_requests": len(pool.relay),
+            "queue": "ok" if pool.census.is_current else "unreachable",
+            "all_routers": pool.census.whole(),
         }
-        return _json(orjson.dumps(body), status=503 if is_quiet else 200)
+        return _json(orjson.dumps(body), status=503 if is_leaving else 200)
 
     async def describe(self) -> Response:
         """Describe the API, for programs."""

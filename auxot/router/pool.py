@@ -4,8 +4,8 @@
     dispatcher: claim as many as slots are free -> plan (`placement`: who gets which) -> session.start
     session -> settle: acknowledge, or release for another worker, or resume: held here until a worker can go on
 
-An answer that is written in part is continued by a worker of this router, and has no entry any more: only here is it
-known what has been written.
+An answer that is written in part is continued from here: only here is it known what has been written. A worker of this
+router goes on with it, without an entry; if none can, what is missing is queued like a job, for those of others.
 
 The dispatcher is the only one that claims. It sleeps on the queue's bell, which is rung by new entries, released
 entries and freed slots, and looks every second anyway.
@@ -19,7 +19,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import attrs
-import orjson
 import trio
 
 from auxot.core.errors import ErrorCode, StoreError
@@ -27,7 +26,8 @@ from auxot.core.jobs import Failed, JobRecord, Kind
 from auxot.core.messages import FEATURE_CONTINUE, FEATURE_OF_KIND
 from auxot.router.attempt import Attempt, Outcome
 from auxot.router.draft import LOST
-from auxot.router.guests import Correspondence, GuestAnswer, GuestJob
+from auxot.router.guests import CONTINUE_WAIT_S, Correspondence, GuestAnswer, GuestJob
+from auxot.router.job_meta import JobMeta, decode_meta, encode_meta
 from auxot.router.placement import Placement, Plan, Wish
 from auxot.router.prefixes import NO_CHAIN, Chain, chain_of
 from auxot.router.queue import ClaimedJob, JobQueue, QueuedJob
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from auxot.core.logs import Logger
     from auxot.core.messages import Policy
     from auxot.router.admission import Admission
+    from auxot.router.census import Census
     from auxot.router.fleet import Fleet
     from auxot.router.relay import OpenJob, Relay
     from auxot.router.session import Session
@@ -46,7 +47,6 @@ MAX_CLAIM = 64  # entries at once: what is claimed here cannot go to another rou
 STORE_PAUSE_S = 0.5  # after an error of the store
 WITHDRAW_TIMEOUT_S = 1.0
 LIVE_S = 1.0  # how long another router is taken to live after it was seen
-CONTINUE_WAIT_S = 5.0  # for a worker to come (back) that can go on with an answer; the client waits in mid-sentence
 MAX_WARM_WAITS = 32  # jobs that are held at once for a busy worker with their prompt
 _NO_ENTRY = b""  # the entry id of what is continued
 _NEEDS_OF_PROMPTS = (None, FEATURE_OF_KIND[Kind.COMPLETION])  # of jobs that fill a slot's cache
@@ -62,6 +62,7 @@ class Pool:
     placement: Placement[Session]
     relay: Relay
     admission: Admission
+    census: Census
     router_id: str
     max_attempts: int
     log: Logger
@@ -101,10 +102,36 @@ class Pool:
         return self.admission.n_ahead(job_id) or 0  # 0 also for one that runs again: those go first
 
     async def _enqueue(self, open_job: OpenJob) -> None:
+        """Write a job's entry; of one that goes on, what asks for the rest."""
         record = open_job.record
-        meta = orjson.dumps({"needs": open_job.needs, "max_tokens": open_job.max_tokens})
-        entry = QueuedJob(job_id=record.job_id, data=open_job.frame, reply_to=self.router_id, meta=meta)
+        meta = JobMeta(
+            needs=FEATURE_CONTINUE if open_job.wants_rest else open_job.needs,
+            max_tokens=open_job.max_tokens,
+            issue=open_job.issue,
+            n_attempts=record.attempt,
+        )
+        data = open_job.next_frame()
+        entry = QueuedJob(job_id=record.job_id, data=data, reply_to=self.router_id, meta=encode_meta(meta))
+        open_job.is_queued, open_job.entry_seen_at = True, trio.current_time()
         open_job.entry_id = await self.queue.enqueue(entry)
+
+    async def queue_again(self, open_job: OpenJob) -> None:
+        """Give a job whose entry is lost a new one; what is still said of the old one counts no more.
+
+        Raises:
+            StoreError: it may be in the queue or not; it is as if that new entry were lost as well.
+        """
+        record = open_job.record
+        if open_job.cancel_attempt is not None and not self.correspondence.lose(open_job, attempt=record.attempt):
+            return
+        old_entry_id = open_job.entry_id
+        open_job.issue += 1
+        self.log.warning("job.queued_again", job_id=record.job_id, issue=open_job.issue)
+        await self._enqueue(open_job)
+        if old_entry_id:
+            await self.queue.withdraw(old_entry_id)  # it may be in the stream, where nobody gets to it
+        if open_job.ended:
+            await self.withdraw(open_job)
 
     async def run_releaser(self) -> None:
         """Let jobs from the line into the queue for ever, each when its turn has come."""
@@ -179,8 +206,16 @@ class Pool:
             claimed_jobs = await self.queue.claim(free)
             if not claimed_jobs:
                 return
-            self._held.extend(claimed_jobs)
+            self._held.extend(map(self._counted, claimed_jobs))
             await self._hand_over()
+
+    def _counted(self, claimed: ClaimedJob) -> ClaimedJob:
+        """Return a claimed job with the attempts of the entries before it; to be asked once."""
+        n_before = decode_meta(claimed.meta).n_attempts
+        if not n_before:
+            return claimed
+        attempt = claimed.attempt + n_before
+        return attrs.evolve(claimed, attempt=attempt, is_exhausted=attempt > self.max_attempts)
 
     def _patience_s(self) -> float:
         """Return how long the dispatcher may sleep: no longer than the next job may be held for a warm worker."""
@@ -224,7 +259,7 @@ class Pool:
     async def _start(self, claimed: ClaimedJob, open_job: OpenJob, *, wish: Wish, plan: Plan[Session]) -> None:
         """Give a job to its worker; each way out settles the entry, leaves it to a session, or holds it."""
         is_rest = claimed.entry_id == _NO_ENTRY
-        if not open_job.waits or open_job.is_continued != is_rest:  # since jobs before it were seen to
+        if not open_job.waits or _is_from_queue(open_job) is is_rest:  # since jobs before it were seen to
             self._held.append(claimed)
             self.queue.bell.ring()
         elif self._waits_for_warmth(open_job, wish=wish, plan=plan):
@@ -232,9 +267,9 @@ class Pool:
         elif (choice := plan.take(wish)) is not None:
             self._give(claimed, open_job, session=choice[0], route=choice[1])
         elif is_rest:
-            self._hold_rest(claimed, open_job)
+            await self._hold_rest(claimed, open_job, needs=wish.needs)
         else:
-            await self._wait_for_worker(claimed, open_job)
+            await self._wait_for_worker(claimed, open_job, needs=wish.needs)
 
     def _give(self, claimed: ClaimedJob, open_job: OpenJob, *, session: Session, route: str) -> None:
         open_job.record.route = route
@@ -266,10 +301,14 @@ class Pool:
             StoreError: that could not be found out.
         """
         is_ours = claimed.reply_to == self.router_id
-        open_job = self.relay.find(claimed.job_id) if is_ours else await self._welcome(claimed)
         if claimed.entry_id == _NO_ENTRY:
-            return None if open_job is None or open_job.ended else open_job
-        if open_job is not None and not open_job.is_continued and self._runs_here(open_job):
+            open_job = self.relay.find(claimed.job_id)
+            return None if open_job is None or not open_job.waits or _is_from_queue(open_job) else open_job
+        meta = decode_meta(claimed.meta)
+        open_job = self.relay.find(claimed.job_id) if is_ours else await self._welcome(claimed, meta)
+        if open_job is not None and open_job.issue != meta.issue:
+            open_job = None  # of an entry that was taken for lost
+        if open_job is not None and _is_from_queue(open_job) and self._runs_here(open_job):
             return None  # this router was taken for dead: the job is its own again, and the session settles it
         if open_job is None or open_job.ended or not self._may_run(open_job, claimed):
             await self._drop(claimed)
@@ -287,7 +326,7 @@ class Pool:
 
     def _may_run(self, open_job: OpenJob, claimed: ClaimedJob) -> bool:
         """Whether a job may run (again); one that another router ran until it died may have shown its client text."""
-        if open_job.is_continued:
+        if not _is_from_queue(open_job):
             return False
         if open_job.cancel_attempt is None:
             return True
@@ -298,21 +337,26 @@ class Pool:
         is_running = open_job.cancel_attempt is not None and not open_job.ended
         return is_running and not self.correspondence.runs_elsewhere(open_job.record.job_id)
 
-    async def _welcome(self, claimed: ClaimedJob) -> GuestJob | None:
+    async def _welcome(self, claimed: ClaimedJob, meta: JobMeta) -> GuestJob | None:
         """Return a job of another router as a guest; None if that router is gone, and its client with it."""
         guest = self.correspondence.guests.get(claimed.job_id)
+        if guest is not None and guest.issue < meta.issue:
+            self.correspondence.dismiss(claimed.job_id, issue=guest.issue)
+            guest = None
         mailbox = self.correspondence.mailbox
         if guest is not None or mailbox is None or not await self._is_live(claimed.reply_to):
             return guest
-        wants = orjson.loads(claimed.meta or b"{}")
-        answer = GuestAnswer(claimed.job_id, claimed.attempt, claimed.reply_to, mailbox)
+        answer = GuestAnswer(claimed.job_id, claimed.attempt, claimed.reply_to, mailbox, meta.issue)
         guest = GuestJob(
             record=JobRecord(job_id=claimed.job_id, accepted_at=time.time(), router_id=claimed.reply_to),
             answer=answer,
             guest_answer=answer,
             frame=b"",
-            needs=wants.get("needs"),
-            max_tokens=wants.get("max_tokens"),
+            needs=meta.needs,
+            max_tokens=meta.max_tokens,
+            entry_id=claimed.entry_id,
+            issue=meta.issue,
+            is_queued=True,
         )
         self.correspondence.guests[claimed.job_id] = guest
         return guest
@@ -323,7 +367,7 @@ class Pool:
             return True  # it may only not be back yet; if it is dead the job is stopped once that is known
         if self._live.get(router_id, 0.0) < now:
             self._live.clear()  # it stays small, and there are few
-            if router_id not in await self.queue.live_among({router_id}):
+            if router_id not in await self.queue.roster.live_among({router_id}):
                 return False
             self._live[router_id] = now + LIVE_S
         return True
@@ -341,6 +385,7 @@ class Pool:
         """Have a job go on at a worker of this router; whoever has its entry removes that."""
         record = open_job.record
         open_job.chain = None  # it may be longer now
+        open_job.is_queued = False
         rest = ClaimedJob(
             entry_id=_NO_ENTRY,
             job_id=record.job_id,
@@ -353,41 +398,68 @@ class Pool:
         self._held.append(rest)
         self.queue.bell.ring()
 
-    def _hold_rest(self, rest: ClaimedJob, open_job: OpenJob) -> None:
-        """Keep what goes on here until a worker that can do that is free, or has come back."""
+    async def _hold_rest(self, rest: ClaimedJob, open_job: OpenJob, *, needs: str | None) -> None:
+        """Keep what goes on here until a worker that can do that is free or has come back, or leave it to others."""
         may_come = self.fleet.can(FEATURE_CONTINUE) or trio.current_time() < open_job.continue_by
-        if may_come or not open_job.wants_rest:
+        if not self._can(needs) and self.census.others_can(needs):
+            await self._queue_rest(open_job)
+        elif may_come or not open_job.wants_rest:
             self._held.append(rest)
         elif open_job.begin_again():
             self._resume(open_job)
         else:
             open_job.fail(LOST)
 
-    async def _wait_for_worker(self, claimed: ClaimedJob, open_job: OpenJob) -> None:
-        """Keep a job that not every worker can do, or that was held already; give others back: a worker has left."""
-        needs = open_job.needs
-        if not self.fleet.count().workers:
+    def _can(self, needs: str | None) -> bool:
+        """Whether a worker of this router, busy or not, can do what needs a feature, or what needs none."""
+        return self.fleet.can(needs) if needs is not None else self.fleet.count().workers > 0
+
+    async def _queue_rest(self, open_job: OpenJob) -> None:
+        """Have what is missing of an answer written by a worker of another router."""
+        open_job.issue += 1
+        try:
+            await self._enqueue(open_job)
+        except StoreError:
+            open_job.fail(LOST)
+            return
+        self.log.info("job.rest_queued", job_id=open_job.record.job_id, attempt=open_job.record.attempt)
+        if open_job.ended:
+            await self.withdraw(open_job)
+
+    async def _wait_for_worker(self, claimed: ClaimedJob, open_job: OpenJob, *, needs: str | None) -> None:
+        """Keep a job that not every worker can do, or that was held already, or leave it to other routers.
+
+        Others are given back: a worker has left.
+        """
+        if not self.fleet.count().workers or (needs is None and open_job.warm_by is None):
             await self._give_up(claimed, runs_again=True)
-        elif needs is not None and not self.fleet.can(needs):
+        elif needs is None or self.fleet.can(needs):
+            self._hold(claimed)
+        elif self.census.others_can(needs):
+            await self._give_up(claimed, runs_again=True, declines=True)
+        else:
             open_job.fail(Failed(ErrorCode.NOT_IMPLEMENTED, f"no connected worker can do this ({needs})"))
             await self._give_up(claimed, runs_again=False)
-        elif needs is not None or open_job.warm_by is not None:
-            self._hold(claimed)
-        else:
-            await self._give_up(claimed, runs_again=True)
 
-    async def _give_up(self, claimed: ClaimedJob, *, runs_again: bool) -> None:
+    async def _give_up(self, claimed: ClaimedJob, *, runs_again: bool, declines: bool = False) -> None:
         """Settle a claim that no session has taken. A guest is forgotten: the next claim is another attempt."""
-        self.correspondence.settled(claimed.job_id)
-        await self._settle(claimed.entry_id, runs_again=runs_again)
+        guest = self.correspondence.guests.get(claimed.job_id)
+        if guest is not None and guest.entry_id == claimed.entry_id:
+            self.correspondence.settled(claimed.job_id)
+        await self._settle(claimed.entry_id, runs_again=runs_again, declines=declines)
 
-    async def _settle(self, entry_id: bytes, *, runs_again: bool) -> None:
+    async def _settle(self, entry_id: bytes, *, runs_again: bool, declines: bool = False) -> None:
         if entry_id == _NO_ENTRY:
             return
         try:
             if runs_again:
-                await self.queue.release(entry_id)
+                await self.queue.release(entry_id, declines=declines)
             else:
                 await self.queue.ack(entry_id)
         except StoreError as exc:  # the queue remembers it and tries again with the next claim
             self.log.warning("job.not_settled", error=str(exc))
+
+
+def _is_from_queue(open_job: OpenJob) -> bool:
+    """Whether what a job's entry asks for is what its client waits for: not once a worker of ours goes on with it."""
+    return open_job.is_queued or not open_job.is_continued

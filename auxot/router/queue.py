@@ -1,9 +1,9 @@
-"""The job queue over a Redis stream and its consumer group; every Redis command of the queue stands here.
+"""The job queue over a Redis stream and its consumer group; its Redis commands stand here and in `queue_repair`.
 
     auxot:jobs            stream: job_id, data (the `job` message as the worker reads it), reply_to, meta
     workers               its consumer group; a consumer is a router, and RELEASED
     auxot:jobs:queued     channel: entries were added            auxot:jobs:released    channel: entries were released
-    auxot:router:<id>     heartbeat key of a router, with a TTL; channel of the same name
+    auxot:jobs:remade     channel: the group was lost       auxot:router:<id>     a router's heartbeat, see `roster`
 
     enqueue -> waiting -> claim -> claimed -> ack -> gone
                   ^                    '-> release, or its router died and a sweeper released it -> waiting, in front
@@ -23,13 +23,14 @@ A queue that is polled costs one command a look: RELEASED is read only when a be
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from auxot.core.errors import StoreError, StoreLostError
 from auxot.core.logs import get_logger
-from auxot.router.bell import Bell, MarkingBell
+from auxot.router.bell import Bell, Doubt, MarkingBell
+from auxot.router.declined import Declined
 from auxot.router.queue_entries import (
     ClaimedJob,
     ConsumerState,
@@ -42,6 +43,7 @@ from auxot.router.queue_entries import (
     read_pending,
     read_summary,
 )
+from auxot.router.roster import Roster, RouterStatus, router_key
 from auxot.router.store import Argument, Command, Store
 
 GROUP = "workers"
@@ -74,6 +76,10 @@ class JobQueue:
         bell: rung when there may be something to claim, and after a reconnect. Published rings can be lost with a
             connection: look once a second anyway.
         reconnected: rung when the store has a new connection: time for a heartbeat.
+        doubt: marked when entries may be lost: after a reconnect, after the group was lost, after this router was taken
+            for dead, after another one has gone.
+        roster: who lives.
+        key: of the stream.
     """
 
     def __init__(
@@ -92,12 +98,15 @@ class JobQueue:
         self.bell = Bell()
         self.reconnected = Bell()
         self._released_bell = MarkingBell(self.bell)  # released entries may exist
-        self._key = "auxot:jobs" if name == "jobs" else f"auxot:jobs:{name}"
-        self._queued_channel = f"{self._key}:queued"
-        self._released_channel = f"{self._key}:released"
+        self.doubt = Doubt(self.reconnected)
+        self.roster = Roster(store, router_id=router_id, ttl_s=heartbeat_ttl_s)
+        self.key = "auxot:jobs" if name == "jobs" else f"auxot:jobs:{name}"
+        self._queued_channel = f"{self.key}:queued"
+        self._released_channel = f"{self.key}:released"
+        self._remade_channel = f"{self.key}:remade"
         self._max_attempts = max_attempts
-        self._heartbeat_ttl_ms = round(heartbeat_ttl_s * 1000)
         self._held: set[bytes] = set()  # delivered to us, not settled; at most the slots of our workers
+        self._declined = Declined()
         self._unacked: set[bytes] = set()  # settled, but whether Redis knows is unknown
         self._may_have_orphans = True  # entries that are ours in Redis, but that we do not hold
         self._is_claiming = False
@@ -106,7 +115,8 @@ class JobQueue:
         """Say that this router lives, make stream, group and consumer if they are missing, and hang up the bells."""
         await self._create_group()
         await self.heartbeat()  # this makes the consumer: one without a heartbeat would be swept
-        await self.store.subscribe(_router_key(self.router_id), self.reconnected)
+        await self.store.subscribe(router_key(self.router_id), self.doubt)
+        await self.store.subscribe(self._remade_channel, self.doubt)
         await self.store.subscribe(self._queued_channel, self.bell)
         await self.store.subscribe(self._released_channel, self._released_bell)
 
@@ -118,15 +128,16 @@ class JobQueue:
         await self._ack_again()
         await self.release_all_of(self.router_id)
         self._held.clear()
-        await self.store.execute("DEL", _router_key(self.router_id))
+        await self.store.execute("DEL", router_key(self.router_id))
         await self.remove_consumer(self.router_id)
 
     async def heartbeat(self) -> None:
-        """Say that this router lives for another `heartbeat_ttl_s`."""
-        await self._with_group(
-            ("SET", _router_key(self.router_id), 1, "PX", self._heartbeat_ttl_ms),
-            ("XGROUP", "CREATECONSUMER", self._key, GROUP, self.router_id),
+        """Say that this router lives for another `heartbeat_ttl_s`, and what it has."""
+        last, _ = await self._with_group(
+            self.roster.heartbeat(), ("XGROUP", "CREATECONSUMER", self.key, GROUP, self.router_id)
         )
+        if last is None:
+            self.doubt.mark()
 
     async def enqueue(self, job: QueuedJob) -> bytes:
         """Put a job at the end and ring the bells of all routers; return its entry id.
@@ -135,7 +146,7 @@ class JobQueue:
         `reply_to` whether anybody still waits for it.
         """
         replies = await self.store.pipeline(
-            (("XADD", self._key, "*", *entry_fields(job)), ("PUBLISH", self._queued_channel, job.job_id))
+            (("XADD", self.key, "*", *entry_fields(job)), ("PUBLISH", self._queued_channel, job.job_id))
         )
         entry_id: bytes = replies[0]
         return entry_id
@@ -180,18 +191,22 @@ class JobQueue:
             self._held.discard(entry_id)
         return bool(replies[0])
 
-    async def release(self, entry_id: bytes) -> bool:
+    async def release(self, entry_id: bytes, *, declines: bool = False) -> bool:
         """Give a claimed job back, in front of all that is new: any router may claim it at once.
 
-        Its delivery count stays: the next claim says `attempt` + 1. Cancelled or StoreLostError: the next claim of
-        this router releases it, if it is still ours.
+        Its delivery count stays: the next claim says `attempt` + 1; unless this router `declines` it: that was no
+        delivery, and it does not claim it again for 5 s. Cancelled or StoreLostError: the next claim of this router
+        releases it, if it is still ours.
 
         Returns:
             False if it is not ours any more: a sweeper has taken it from us, or it is gone.
         """
+        if declines:
+            self._declined.add(entry_id)
         try:
             rows = await self._pending_of(self.router_id, start=entry_id, end=entry_id)
-            n_moved = await self._move_to_released(rows, min_idle_ms=rows[0].idle_ms) if rows else 0
+            options = ("RETRYCOUNT", rows[0].n_deliveries - 1) if rows and declines else ()
+            n_moved = await self._move_to_released(rows, min_idle_ms=rows[0].idle_ms, options=options) if rows else 0
             await self._announce_released(n_moved)
         except BaseException:
             self._may_have_orphans = True
@@ -214,28 +229,20 @@ class JobQueue:
 
     async def depth(self) -> Depth:
         """Count the jobs in the queue, those of all routers."""
-        n_entries, summary = await self._with_group(("XLEN", self._key), ("XPENDING", self._key, GROUP))
+        n_entries, summary = await self._with_group(("XLEN", self.key), ("XPENDING", self.key, GROUP))
         n_released = read_summary(summary).get(RELEASED, 0)
         n_claimed = summary[0] - n_released
         return Depth(waiting=n_entries - n_claimed, claimed=n_claimed)
 
     async def consumers(self) -> list[ConsumerState]:
         """Return every consumer of the group, RELEASED included if it exists."""
-        rows, summary = await self._with_group(("XINFO", "CONSUMERS", self._key, GROUP), ("XPENDING", self._key, GROUP))
+        rows, summary = await self._with_group(("XINFO", "CONSUMERS", self.key, GROUP), ("XPENDING", self.key, GROUP))
         n_pending = read_summary(summary)
         return [ConsumerState(name=name, n_pending=n_pending.get(name, 0)) for name in map(read_consumer_name, rows)]
 
-    async def live_among(self, names: Collection[str]) -> set[str]:
-        """Return those of the routers whose heartbeat has not run out."""
-        if not names:
-            return set()
-        ordered = sorted(names)
-        values = await self.store.execute("MGET", *map(_router_key, ordered))
-        return {name for name, value in zip(ordered, values, strict=True) if value is not None}
-
-    async def live_routers(self) -> set[str]:
-        """Return the ids of all routers of this queue that live."""
-        return await self.live_among({consumer.name for consumer in await self.consumers()} - {RELEASED})
+    async def live_routers(self) -> Mapping[str, RouterStatus]:
+        """Return all routers of this queue that live, by id, with what they say of themselves."""
+        return await self.roster.live_among({consumer.name for consumer in await self.consumers()} - {RELEASED})
 
     async def release_all_of(self, consumer: str) -> int:
         """Release every entry of a consumer, however many there are; return how many.
@@ -255,8 +262,8 @@ class JobQueue:
         """Remove a consumer from the group. What it has claimed up to this moment is released, not dropped."""
         rows, _ = await self.store.transaction(
             (
-                ("XPENDING", self._key, GROUP, "-", "+", ALL, consumer),  # DELCONSUMER drops them, so know them
-                ("XGROUP", "DELCONSUMER", self._key, GROUP, consumer),
+                ("XPENDING", self.key, GROUP, "-", "+", ALL, consumer),  # DELCONSUMER drops them, so know them
+                ("XGROUP", "DELCONSUMER", self.key, GROUP, consumer),
             )
         )
         for row in map(read_pending, rows):
@@ -301,17 +308,19 @@ class JobQueue:
 
     async def _claim_released(self, count: int) -> list[ClaimedJob | bytes]:
         self._released_bell.is_rung = False
-        rows = await self._pending_of(RELEASED, count=count)
-        if len(rows) == count:
+        declined = self._declined.current()
+        rows = await self._pending_of(RELEASED, count=count + len(declined))
+        if len(rows) >= count or declined:
             self._released_bell.is_rung = True  # there may be more than we can take
+        rows = [row for row in rows if row.entry_id not in declined][:count]
         if not rows:
             return []
         ids = [row.entry_id for row in rows]
         entries, ours = await self.store.transaction(
             (
-                ("XCLAIM", self._key, GROUP, self.router_id, CLAIMABLE_IDLE_MS, *ids),
+                ("XCLAIM", self.key, GROUP, self.router_id, CLAIMABLE_IDLE_MS, *ids),
                 # Counted now: since we looked another router may have claimed and released it.
-                ("XPENDING", self._key, GROUP, ids[0], ids[-1], ALL, self.router_id),
+                ("XPENDING", self.key, GROUP, ids[0], ids[-1], ALL, self.router_id),
             )
         )
         won = {entry[0]: entry for entry in entries}  # XCLAIM promises no order
@@ -319,7 +328,7 @@ class JobQueue:
         return [self._read(won[row.entry_id], row.n_deliveries) for row in rows]
 
     async def _claim_new(self, count: int) -> list[ClaimedJob | bytes]:
-        command = ("XREADGROUP", "GROUP", GROUP, self.router_id, "COUNT", count, "STREAMS", self._key, ">")
+        command = ("XREADGROUP", "GROUP", GROUP, self.router_id, "COUNT", count, "STREAMS", self.key, ">")
         while True:
             held = self._held.copy()
             [streams] = await self._with_group(command)
@@ -345,7 +354,7 @@ class JobQueue:
     async def _pending_of(
         self, consumer: str, *, start: bytes = b"-", end: bytes = b"+", count: int = PAGE
     ) -> list[Pending]:
-        [rows] = await self._with_group(("XPENDING", self._key, GROUP, start, end, count, consumer))
+        [rows] = await self._with_group(("XPENDING", self.key, GROUP, start, end, count, consumer))
         return [read_pending(row) for row in rows]
 
     async def _move_to_released(
@@ -354,7 +363,7 @@ class JobQueue:
         """Make entries claimable if they have been idle for that long; return how many. JUSTID: no delivery."""
         ids = [row.entry_id for row in rows]
         options = ("IDLE", RELEASED_IDLE_MS, "JUSTID", *options)
-        moved = await self.store.execute("XCLAIM", self._key, GROUP, RELEASED, min_idle_ms, *ids, *options)
+        moved = await self.store.execute("XCLAIM", self.key, GROUP, RELEASED, min_idle_ms, *ids, *options)
         return len(moved)
 
     async def _announce_released(self, n_moved: int) -> None:
@@ -364,7 +373,7 @@ class JobQueue:
 
     def _removal(self, entry_id: bytes) -> tuple[Command, Command]:
         """The two commands that take an entry out; never one without the other."""
-        return ("XACK", self._key, GROUP, entry_id), ("XDEL", self._key, entry_id)
+        return ("XACK", self.key, GROUP, entry_id), ("XDEL", self.key, entry_id)
 
     async def _with_group(self, *commands: Command) -> list[Any]:
         """Run commands; if they fail, see to the group (no error tells that it is missing) and run them once more."""
@@ -374,19 +383,16 @@ class JobQueue:
             raise
         except StoreError:
             if await self._create_group():
-                _log.warning("queue.group_lost", stream=self._key)
+                _log.warning("queue.group_lost", stream=self.key)
         return await self.store.pipeline(commands)  # also if it was there: another router may just have made it
 
     async def _create_group(self) -> bool:
         """Make stream and group, from the first entry on; return False if the group was there."""
         try:
-            await self.store.execute("XGROUP", "CREATE", self._key, GROUP, 0, "MKSTREAM")
+            await self.store.execute("XGROUP", "CREATE", self.key, GROUP, 0, "MKSTREAM")
         except StoreError as exc:
             if str(exc).startswith("BUSYGROUP"):
                 return False
             raise
+        await self.store.execute("PUBLISH", self._remade_channel, self.router_id)
         return True
-
-
-def _router_key(router_id: str) -> str:
-    return f"auxot:router:{router_id}"

@@ -72,6 +72,9 @@ class OpenJob:
     place: Place | None = None  # of a job of ours
     chain: Chain | None = None  # of its prompt, once it was looked at
     warm_by: float | None = None  # until when (trio's clock) it is held for a worker that has its prompt
+    issue: int = 0  # queue entries that it has had before the present one
+    is_queued: bool = False  # it has an entry, to be run from there
+    entry_seen_at: float = 0.0  # when (trio's clock) that was known to be in the queue
     ended: bool = False
 
     @property
@@ -227,6 +230,9 @@ class Relay:
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def __iter__(self) -> Iterator[OpenJob]:
+        return iter(self._jobs.values())
 
     async def wait_idle(self) -> None:
         """Wait until no client waits here."""

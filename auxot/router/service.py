@@ -4,7 +4,8 @@
     |- BACKGROUND: dispatcher, releaser, sweeper, the file of keys, this router's heartbeat
     '- FRONT: listeners and connections; its bound addresses are readiness
 
-    TERM -> quiet: /health and new requests 503, listeners closed; jobs already accepted are still served
+    TERM -> draining, if there is a delay: /health 503, requests are served, each answer closes its connection
+         -> quiet: new requests 503, listeners closed; jobs already accepted are still served
          -> the answers end, or the grace is over: workers are told, connections get a moment
          -> front, then background, then store
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from auxot.core.errors import AuxotError, ErrorCode, StoreError, first_error
+from auxot.core.errors import AuxotError, ConfigError, ErrorCode, StoreError, first_error
 from auxot.core.jobs import Failed
 from auxot.core.keys import Role
 from auxot.core.logs import Logger, get_logger
@@ -32,6 +33,7 @@ from auxot.router import sweeper
 from auxot.router.admission import MIN_SHARED_WINDOW, Admission
 from auxot.router.app import App
 from auxot.router.auth import KeyVerifier
+from auxot.router.census import Census
 from auxot.router.cors import Cors
 from auxot.router.crowd import raise_descriptor_limit
 from auxot.router.dialects.anthropic import AnthropicCount, AnthropicMessages
@@ -48,6 +50,7 @@ from auxot.router.pages import Parts
 from auxot.router.placement import Placement
 from auxot.router.pool import Pool
 from auxot.router.queue import JobQueue
+from auxot.router.recount import Recount
 from auxot.router.relay import Relay
 from auxot.router.store import Store, open_store
 
@@ -61,7 +64,8 @@ if TYPE_CHECKING:
 __all__ = ["BindError", "FrontPhases", "Router", "main", "serve"]  # FrontPhases: what `serve` is steered by
 
 MODELS_CREATED = 1_767_225_600  # 2026-01-01 UTC: a fixed date, so that lists of models do not change from call to call
-CLOSE_TIMEOUT_S = 4.0  # from the end of the grace to the end of the process
+LINGER_S = 0.5  # in which a client that has its answer uses the connection again, or does not
+CLOSE_TIMEOUT_S = 2.0  # for the last words to Redis, once the front is closed
 
 
 class BindError(AuxotError):
@@ -131,14 +135,20 @@ async def serve(
                 await _open_key_file(config.api_keys_file, pool=pool, verifier=verifier, background=background)
             background.start_soon(pool.run_dispatcher)
             background.start_soon(pool.run_releaser)
+            delay_s, grace_s = config.shutdown_delay_s, config.shutdown_grace_s
+            draining = partial(_be_quiet_after_draining, pool, phases, delay_s=delay_s, grace_s=grace_s)
+            background.start_soon(draining)
             beat_s = min(config.heartbeat_interval_s, config.dead_worker_timeout_s / 3)
             background.start_soon(partial(sweeper.run, pool.queue, interval_s=config.sweep_interval_s))
             background.start_soon(partial(sweeper.keep_alive, pool.queue, interval_s=beat_s))
             if config.redis_url is not None:
                 _start_mail(pool, store, background)
             await _serve_front(config, pool=pool, verifier=verifier, phases=phases, log=log, task_status=task_status)
+            if pool.correspondence.mailbox is not None:
+                with trio.move_on_after(CLOSE_TIMEOUT_S / 2):
+                    await pool.correspondence.mailbox.wait_written()
             background.cancel_scope.cancel()
-        with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(StoreError):
+        with trio.move_on_after(CLOSE_TIMEOUT_S / 2), suppress(StoreError):
             await pool.queue.close()
     log.info("router.stopped")
 
@@ -163,6 +173,8 @@ def _start_mail(pool: Pool, store: Store, background: trio.Nursery) -> None:
     background.start_soon(mailbox.run_writer)
     background.start_soon(mailbox.run_reader)
     background.start_soon(correspondence.watch_acceptors, pool.queue)
+    background.start_soon(pool.census.run)
+    background.start_soon(Recount(pool, pool.log).run)
 
 
 async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log: Logger, quiet: trio.Event) -> Pool:
@@ -172,7 +184,7 @@ async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log:
         max_attempts=config.max_attempts,
         heartbeat_ttl_s=config.dead_worker_timeout_s,
     )
-    await queue.open()
+    await _open_queue(queue)
     fleet: Fleet[Session] = Fleet(queue.bell)
     admission = Admission(
         max_jobs=config.max_queue,
@@ -180,18 +192,30 @@ async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log:
         n_slots=lambda: fleet.count().total_slots,
         min_window=1 if config.redis_url is None else MIN_SHARED_WINDOW,
     )
+    relay = Relay()
     return Pool(
         policy=_policy(config),
         queue=queue,
         fleet=fleet,
         placement=Placement(fleet=fleet, is_on=config.affinity, wait_s=config.affinity_wait_s),
-        relay=Relay(),
+        relay=relay,
         admission=admission,
+        census=Census(queue, fleet, relay),
         router_id=router_id,
         max_attempts=config.max_attempts,
         log=log,
         quiet=quiet,
     )
+
+
+async def _open_queue(queue: JobQueue) -> None:
+    try:
+        await queue.open()
+    except StoreError as exc:
+        word, _, reason = str(exc).partition(" ")
+        if word == "NOPERM":  # its text names a command, key or channel of ours
+            raise ConfigError(f"the user of AUXOT_REDIS_URL may not do what the queue needs: {reason}") from exc
+        raise
 
 
 def _policy(config: RouterConfig) -> Policy:
@@ -282,16 +306,35 @@ def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: F
         catalog=catalog,
         cors=Cors(frozenset(config.cors_origins)) if config.cors_origins else None,
         quiet=phases.quiet,
+        draining=phases.draining,
         router_id=pool.router_id,
         log=log,
     )
 
 
 async def _watch_signals(phases: FrontPhases, main_scope: trio.CancelScope) -> None:
-    """Turn the first TERM or INT into `quiet`, the second into the end."""
+    """Turn the first TERM or INT into `draining`, the second into the end."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
-            if phases.quiet.is_set():
+            if phases.draining.is_set():
                 main_scope.cancel()
                 return
-            phases.quiet.set()
+            phases.draining.set()
+
+
+async def _be_quiet_after_draining(pool: Pool, phases: FrontPhases, *, delay_s: float, grace_s: float) -> None:
+    """Go from `draining` to `quiet`: after the delay, and when the answers that had begun before have ended.
+
+    Those did not say that their connection is going to be closed: it is kept until its client has had time to use it
+    once more, which is answered and says so.
+    """
+    await phases.draining.wait()
+    if delay_s:
+        pool.log.info("router.draining", delay_s=delay_s)
+        began = [open_job.record.job_id for open_job in pool.relay]
+        await trio.sleep(delay_s)
+        with trio.move_on_after(grace_s):
+            while any(pool.relay.find(job_id) for job_id in began):  # noqa: ASYNC110 -- once in a router's life
+                await trio.sleep(LINGER_S / 5)
+            await trio.sleep(LINGER_S)
+    phases.quiet.set()

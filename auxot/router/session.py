@@ -346,6 +346,7 @@ class Session:
             await attempt.ended.wait()
         finally:
             attempt.end(Outcome.LOST)
-            self.attempts.pop(attempt.job_id, None)
+            if self.attempts.get(attempt.job_id) is attempt:  # the job may have come back meanwhile
+                del self.attempts[attempt.job_id]
             with trio.move_on_after(SETTLE_TIMEOUT_S, shield=True):
                 await self.settle(attempt)

@@ -31,6 +31,14 @@ _TLS_OPTIONS = (
     "ssl_keyfile",
     "ssl_password",
 )
+# redis-py's, which people bring along
+_OTHER_OPTIONS = frozenset(
+    {
+        *("decode_responses", "encoding", "encoding_errors", "health_check_interval", "max_connections", "protocol"),
+        *("retry_on_timeout", "socket_connect_timeout", "socket_keepalive", "socket_timeout", "client_name", "timeout"),
+        *("ssl_ca_data", "ssl_ciphers", "ssl_min_version", "ssl_validate_ocsp"),
+    }
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -106,7 +114,7 @@ def _split(url: str) -> SplitResult:
         raise ConfigError(f"AUXOT_REDIS_URL: {shown} is not supported; use redis://, rediss:// or unix://")
     try:
         parts = urlsplit(url)
-        _ = parts.port  # read, and checked, on access only
+        _ = None if _has_several_hosts(parts) else parts.port  # read, and checked, on access only
     except ValueError:
         raise ConfigError(
             "AUXOT_REDIS_URL: the host and port cannot be read; write / ? # @ : in a password as %2F %3F %23 %40 %3A"
@@ -117,9 +125,13 @@ def _split(url: str) -> SplitResult:
         raise ConfigError("AUXOT_REDIS_URL: unix:// needs an absolute path, as in unix:///run/redis/redis.sock")
     if parts.scheme != "unix" and not parts.hostname:
         raise ConfigError(f"AUXOT_REDIS_URL: {parts.scheme}:// needs a host")
-    if "," in parts.netloc.rpartition("@")[2]:
+    if _has_several_hosts(parts):
         raise ConfigError("AUXOT_REDIS_URL: several hosts are not supported (no sentinel, no cluster)")
     return parts
+
+
+def _has_several_hosts(parts: SplitResult) -> bool:
+    return "," in parts.netloc.rpartition("@")[2]
 
 
 def _options(parts: SplitResult) -> dict[str, str]:
@@ -127,7 +139,7 @@ def _options(parts: SplitResult) -> dict[str, str]:
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name in options:
         if name not in known:
-            shown = name if name.replace("_", "").isalnum() and len(name) <= 32 else "an option"
+            shown = name if name in _OTHER_OPTIONS or name in _TLS_OPTIONS else "an option"  # or part of a password
             raise ConfigError(f"AUXOT_REDIS_URL: {shown} is not supported here; known options: {', '.join(known)}")
     return options
 

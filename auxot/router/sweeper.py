@@ -1,7 +1,7 @@
 """Gives back the jobs of routers that died, and keeps this router from being taken for one.
 
-    keep_alive   a heartbeat every few seconds, and at once after a reconnect
-    run          every interval: look at the group's consumers, decide, act
+    keep_alive   a heartbeat every few seconds, and at once after a reconnect or when there is news of this router
+    run          when the next heartbeat would run out, and every interval: look at the consumers, decide, act
 
 `decide` is pure: the consumers and who lives, in; actions, out. Sweepers of several routers may run at the same time
 and need not know of each other: each entry is moved by a compare-and-set, and moving a released one changes nothing.
@@ -21,7 +21,10 @@ import trio
 from auxot.core.errors import StoreError, StoreLostError
 from auxot.core.logs import get_logger
 from auxot.router.queue import RELEASED, ConsumerState, JobQueue
+from auxot.router.queue_repair import drop_jobs_of
 
+NEWS_S = 1.0  # how often it is looked whether a router has news of itself
+EXPIRY_MARGIN_S = 0.05  # a heartbeat has run out for certain
 SETTLE_S = 5.0  # more than the store's longest back-off, so that all routers are back and have said so
 
 _log = get_logger()
@@ -32,6 +35,13 @@ class ReleaseEntries:
     """Release everything that this dead consumer has."""
 
     consumer: str
+
+
+@attrs.frozen(kw_only=True)
+class DropJobs:
+    """Drop the jobs that this dead router accepted: its clients are gone."""
+
+    router_id: str
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +56,7 @@ class AnnounceReleased:
     """Ring for released entries: the announcement may have died with the router that released them."""
 
 
-Action = ReleaseEntries | RemoveConsumer | AnnounceReleased
+Action = ReleaseEntries | DropJobs | RemoveConsumer | AnnounceReleased
 
 
 def decide(*, consumers: Sequence[ConsumerState], live: AbstractSet[str], own_id: str) -> list[Action]:
@@ -65,6 +75,7 @@ def decide(*, consumers: Sequence[ConsumerState], live: AbstractSet[str], own_id
         elif consumer.name != own_id and consumer.name not in live:
             if consumer.n_pending:
                 actions.append(ReleaseEntries(consumer=consumer.name))
+            actions.append(DropJobs(router_id=consumer.name))
             actions.append(RemoveConsumer(consumer=consumer.name))
     return actions
 
@@ -75,21 +86,26 @@ async def run_once(queue: JobQueue) -> list[Action]:
     Cancelled, StoreLostError or StoreError: done in part; every step stands by itself and the next sweep goes on.
     """
     consumers = await queue.consumers()
-    live = await queue.live_among({consumer.name for consumer in consumers})
-    actions = decide(consumers=consumers, live=live, own_id=queue.router_id)
+    live = await queue.roster.live_among({consumer.name for consumer in consumers})
+    actions = decide(consumers=consumers, live=live.keys(), own_id=queue.router_id)
     for action in actions:
         await _act(queue, action)
     return actions
 
 
 async def run(queue: JobQueue, *, interval_s: float) -> None:
-    """Sweep every `interval_s` until cancelled. An error of the store is logged and the next sweep tries again."""
+    """Sweep until cancelled: every `interval_s`, and as soon as another router's heartbeat has run out.
+
+    An error of the store is logged and the next sweep tries again.
+    """
+    pause_s = min(interval_s, NEWS_S)
     while True:
-        await trio.sleep(interval_s)
-        if not is_settled(queue):
-            continue
+        await trio.sleep(pause_s)
+        pause_s = min(interval_s, NEWS_S)
         try:
-            await run_once(queue)
+            if is_settled(queue):
+                await run_once(queue)
+                pause_s = await _pause_s(queue, interval_s)
         except StoreLostError:
             continue  # the store has logged it, once
         except StoreError as exc:
@@ -97,21 +113,30 @@ async def run(queue: JobQueue, *, interval_s: float) -> None:
 
 
 async def keep_alive(queue: JobQueue, *, interval_s: float) -> None:
-    """Send this router's heartbeat every `interval_s`, and at once after a reconnect, until cancelled.
+    """Send this router's heartbeat every `interval_s`, at once after a reconnect, soon when its status changes.
 
     Args:
         queue: opened.
         interval_s: a third of the heartbeat's TTL or less, so that one may be lost.
     """
     while True:
+        told, due_at = queue.roster.describe(), trio.current_time() + interval_s
         try:
             await queue.heartbeat()
         except StoreLostError:
             pass  # the store has logged it; `reconnected` rings when it is back
         except StoreError as exc:
             _log.warning("heartbeat.failed", reason=str(exc))
-        with trio.move_on_after(interval_s):
-            await queue.reconnected.wait()
+        while trio.current_time() < due_at and queue.roster.describe() == told:
+            with trio.move_on_at(min(due_at, trio.current_time() + NEWS_S)):
+                await queue.reconnected.wait()
+                break
+
+
+async def _pause_s(queue: JobQueue, interval_s: float) -> float:
+    """Return how long the next sweep can wait: until a router of now, or one that comes meanwhile, may be dead."""
+    others = {consumer.name for consumer in await queue.consumers()} - {RELEASED, queue.router_id}
+    return min(interval_s, await queue.roster.first_expiry_s(others) + EXPIRY_MARGIN_S)
 
 
 async def _act(queue: JobQueue, action: Action) -> None:
@@ -119,6 +144,10 @@ async def _act(queue: JobQueue, action: Action) -> None:
         case ReleaseEntries(consumer=consumer):
             n_released = await queue.release_all_of(consumer)
             _log.warning("sweeper.released", router_id=consumer, n_entries=n_released)
+        case DropJobs(router_id=router_id):
+            n_dropped = await drop_jobs_of(queue, router_id)
+            if n_dropped:
+                _log.warning("sweeper.dropped", router_id=router_id, n_jobs=n_dropped)
         case RemoveConsumer(consumer=consumer):
             await queue.remove_consumer(consumer)
             _log.info("sweeper.consumer_removed", router_id=consumer)

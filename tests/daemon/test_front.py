@@ -297,11 +297,6 @@ async def test_health_needs_no_key_and_tells_no_secret():
     """A load balancer could not ask, or everybody could read a key."""
     async with running_router() as running, running.client(key=None) as client:
         response = await client.get("/health")
-        assert response.json() == {
-            "status": "ok",
-            "workers": 0,
-            "total_slots": 0,
-            "active_jobs": 0,
-            "available": 0,
-            "waiting_requests": 0,
-        }
+        counts = {"workers": 0, "total_slots": 0, "active_jobs": 0, "available": 0, "waiting_requests": 0}
+        whole = {"routers": 1, **counts}
+        assert response.json() == {"status": "ok", **counts, "queue": "ok", "all_routers": whole}

@@ -205,6 +205,34 @@ async def test_a_guest_that_this_router_gives_up_is_forgotten(redis):
         assert not back.router.pool.correspondence.guests
 
 
+async def test_a_job_that_only_the_other_routers_workers_can_do_is_left_to_them(redis):
+    """Whichever router claimed it first would answer that nobody can do it."""
+    asked = {"model": "any", "messages": [{"role": "user", "content": "hi"}]}
+    async with (
+        two_routers(redis) as (front, back),
+        scripted_worker(front, slots=4),
+        front.client() as client,
+        trio.open_nursery() as nursery,
+    ):
+        assert (await client.post("/v1/messages/count_tokens", json=asked)).status_code == 501
+        responses = []
+
+        async def request():
+            responses.append(await client.post("/v1/messages/count_tokens", json=asked))
+
+        async with scripted_worker(back, features=("deltas", "count")) as able:
+            await until(lambda: front.router.pool.census.others_can("count"))
+            for _ in range(5):
+                nursery.start_soon(request)
+            for _ in range(5):
+                job = await able.next_job()
+                assert job["attempt"] == 1
+                await able.complete(job, input_tokens=7)
+            await until(lambda: len(responses) == 5)
+        assert [response.json()["input_tokens"] for response in responses] == [7] * 5
+        await until(lambda: queue_is_empty(front))
+
+
 async def first_job(*workers):
     found = []
 

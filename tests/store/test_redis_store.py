@@ -110,7 +110,7 @@ async def test_everything_goes_on_after_a_restart_that_forgot_everything(server:
 
 
 async def _is_live(queue: JobQueue) -> bool:
-    return await queue.live_routers() == {"a"}
+    return set(await queue.live_routers()) == {"a"}
 
 
 @bounded

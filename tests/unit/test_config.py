@@ -75,6 +75,7 @@ def test_router_defaults_are_those_of_the_original(tmp_path):
         "cors_origins": (),
         "keep_billing_header": False,
         "shutdown_grace_s": 30.0,
+        "shutdown_delay_s": 0.0,
         "auth_cache_ttl_s": 300.0,
         "allow_private_urls": False,
         "log_level": Level.INFO,

@@ -30,6 +30,7 @@ PARTS = Parts(
     catalog=NOTHING,
     cors=Cors(frozenset({"*"})),
     quiet=NOTHING,
+    draining=NOTHING,
     router_id="r",
     log=NOTHING,
 )

@@ -64,7 +64,7 @@ def test_a_url_is_read(url: str, address: RedisAddress) -> None:
         ("http://h", "http:// is not supported; use redis://, rediss:// or unix://"),
         ("redis+sentinel://h/mymaster", "redis+sentinel:// is not supported"),
         ("redis+cluster://h", "redis+cluster:// is not supported"),
-        ("redis://h1:1,h2:2/0", "cannot be read"),
+        ("redis://h1:1,h2:2/0", "several hosts are not supported"),
         ("redis://h1,h2/0", "no sentinel, no cluster"),
         ("redis://", "needs a host"),
         ("redis:///0", "needs a host"),
