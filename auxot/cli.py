@@ -157,13 +157,14 @@ def _start_logs(level: Level, warnings: Sequence[str]) -> None:
 
 
 def _serve_router(argv: Sequence[str]) -> int:
-    config = load_router_config(argv, os.environ, Path.cwd())
+    read_config = functools.partial(load_router_config, argv, os.environ, Path.cwd())
+    config = read_config()
     _start_logs(config.log_level, config.warnings)
     import trio  # noqa: PLC0415 - see the module
 
     from auxot.router.service import main  # noqa: PLC0415
 
-    return trio.run(main, config)
+    return trio.run(functools.partial(main, config, read_config=read_config))
 
 
 def _router_help() -> str:

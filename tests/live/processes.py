@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,15 +131,20 @@ def wait_until(condition: Callable[[], Any], *, what: str, daemon: Daemon | None
 
 
 @contextmanager
-def running_daemon(folder: Path, name: str, program: str, **variables: str) -> Iterator[Daemon]:
-    """Run an installed program for the length of the block, in an environment of its own; killed if it must be."""
+def running_daemon(
+    folder: Path, name: str, program: str, *, start: Mapping[str, Any] | None = None, **variables: str
+) -> Iterator[Daemon]:
+    """Run an installed program for the length of the block, in an environment of its own; killed if it must be.
+
+    `start`: more arguments for Popen; `args` there are words before the program.
+    """
     log_path = folder / f"{name}.log"
     passed_on = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
     environ = {**passed_on, "HOME": str(folder), **variables}
     with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name(program)], env=environ, cwd=folder, stdout=log, stderr=log
-        )
+        more = {"args": [], **(start or {})}
+        more["args"] = [*more["args"], Path(sys.executable).with_name(program)]
+        process = subprocess.Popen(env=environ, cwd=folder, stdout=log, stderr=log, **more)
     daemon = Daemon(process, log_path)
     try:
         yield daemon
@@ -162,7 +167,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def running_router(folder: Path, **variables: str) -> Iterator[House]:
     """Run `auxot-router` on a free port."""
-    with running_daemon(folder, "router", "auxot-router", **router_variables(**variables)) as daemon:
+    with running_daemon(folder, "router", "auxot-router", start=None, **router_variables(**variables)) as daemon:
         address = daemon.wait_for("router.ready")["addresses"][0]
         yield House(daemon, int(address.rpartition(":")[2]), folder)
 
@@ -186,7 +191,7 @@ def router_variables(**variables: str) -> dict[str, str]:
 def running_worker(house: House, *, name: str = "worker", url: str | None = None, **variables: str) -> Iterator[Daemon]:
     """Run `auxot-worker`; it may not be ready yet."""
     settings = worker_variables(url or f"ws://127.0.0.1:{house.port}", **variables)
-    with running_daemon(house.folder, name, "auxot-worker", **settings) as daemon:
+    with running_daemon(house.folder, name, "auxot-worker", start=None, **settings) as daemon:
         yield daemon
 
 

@@ -30,6 +30,7 @@ PARTS = Parts(
     catalog=NOTHING,
     cors=Cors(frozenset({"*"})),
     quiet=NOTHING,
+    refusing=NOTHING,
     router_id="r",
     log=NOTHING,
 )
