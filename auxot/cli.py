@@ -3,6 +3,7 @@
     auxot-router [serve] [flags] | setup ... | version | help
     auxot-worker [serve] [flags] | llama build ... | llama find ... | version | help
     auxot demo ... | up ... | bench ... | version | help
+    auxot-router, auxot-worker: install ... | list | uninstall ...
 
 Answers go to standard output, errors and progress to standard error. Exit codes: 0 done, 1 failed, 2 bad
 configuration, 3 the router refuses the worker's key, 130 interrupted.
@@ -168,7 +169,10 @@ def _serve_router(argv: Sequence[str]) -> int:
 
 
 def _router_help() -> str:
-    usage = "auxot-router [serve] [flags]\n       auxot-router setup [flags]\n       auxot-router version | help"
+    usage = (
+        "auxot-router [serve] [flags]\n       auxot-router setup | install | list | uninstall [flags]\n"
+        "       auxot-router version | help"
+    )
     return flag_parser(
         RouterConfig, prog="auxot-router", usage=usage, epilog=_other_variables(RouterConfig)
     ).format_help()
@@ -219,6 +223,23 @@ def _roles(*, is_cli: bool) -> tuple[Role, ...]:
     return (Role.WORKER, Role.TOOLS, Role.API)
 
 
+def _unit_commands(daemon: str) -> dict[str, Command]:
+    """Return the commands that make a daemon a service of the machine."""
+
+    def run_it(word: str, argv: Sequence[str]) -> int:
+        from auxot.units.commands import run_command  # noqa: PLC0415 - see the module
+
+        return run_command(word, daemon, argv, _say)
+
+    def help_of(word: str) -> str:
+        from auxot.units.commands import command_help  # noqa: PLC0415
+
+        return command_help(word, daemon)
+
+    words = ("install", "list", "uninstall")
+    return {word: Command(functools.partial(run_it, word), functools.partial(help_of, word)) for word in words}
+
+
 # --- auxot-worker ---------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +256,7 @@ def _serve_worker(argv: Sequence[str]) -> int:
 def _worker_help() -> str:
     usage = (
         "auxot-worker [serve] [flags]\n       auxot-worker llama build | llama find [flags]\n"
+        "       auxot-worker install | list | uninstall [flags]\n"
         "       auxot-worker version | help"
     )
     return flag_parser(WorkerConfig, prog="auxot-worker", usage=usage).format_help()
@@ -374,13 +396,18 @@ ROUTER = Program(
     commands={
         "serve": Command(_serve_router, _router_help),
         "setup": Command(_setup, lambda: _setup_parser().format_help()),
+        **_unit_commands("router"),
     },
     default="serve",
     help=_router_help,
 )
 WORKER = Program(
     name="auxot-worker",
-    commands={"serve": Command(_serve_worker, _worker_help), "llama": Command(_llama, _llama_help)},
+    commands={
+        "serve": Command(_serve_worker, _worker_help),
+        "llama": Command(_llama, _llama_help),
+        **_unit_commands("worker"),
+    },
     default="serve",
     help=_worker_help,
 )

@@ -42,6 +42,9 @@ PURE = (
     "auxot.router.openapi*",
     "auxot.router.quotas",
     "auxot.router.web_address",
+    "auxot.units.launchd",
+    "auxot.units.systemd",
+    "auxot.units.unit",
     "auxot.worker.toolcalls",
 )
 NOT_IN_PURE = (
@@ -117,7 +120,8 @@ LAYERS = (
     Layer("auxot.bench*", ("auxot.bench", "auxot.core", *CONFIG)),  # it starts the programs that it measures
     Layer("auxot.demo*", COMMANDS),
     Layer("auxot.__main__", ("auxot.cli",)),
-    Layer("auxot*", (*COMMANDS, "auxot.setup")),  # cli, and what it is cut into
+    Layer("auxot.units*", ("auxot.units", "auxot.setup", *COMMANDS), SERVICES),
+    Layer("auxot*", (*COMMANDS, "auxot.setup", "auxot.units")),  # cli, and what it is cut into
 )
 
 
