@@ -1,7 +1,7 @@
 """The commands `auxot`, `auxot-router` and `auxot-worker`: the only place that prints, and the last wall.
 
     auxot-router [serve] [flags] | setup ... | version | help
-    auxot-worker [serve] [flags] | llama build ... | llama find ... | version | help
+    auxot-worker [serve] [flags] | llama build ... | llama find ... | doctor ... | version | help
     auxot demo ... | up ... | bench ... | version | help
     auxot-router, auxot-worker: install ... | list | uninstall ...
 
@@ -24,7 +24,7 @@ import attrs
 
 from auxot import __version__, setup
 from auxot.config import RouterConfig, WorkerConfig, load_config, load_router_config, load_worker_config
-from auxot.config_local import BenchConfig, DemoConfig, LlamaConfig, UpConfig, load_up_config
+from auxot.config_local import BenchConfig, DemoConfig, DoctorConfig, LlamaConfig, UpConfig, load_up_config
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError
 from auxot.core.keys import Role
@@ -256,10 +256,30 @@ def _serve_worker(argv: Sequence[str]) -> int:
 def _worker_help() -> str:
     usage = (
         "auxot-worker [serve] [flags]\n       auxot-worker llama build | llama find [flags]\n"
-        "       auxot-worker install | list | uninstall [flags]\n"
+        "       auxot-worker doctor | install | list | uninstall [flags]\n"
         "       auxot-worker version | help"
     )
     return flag_parser(WorkerConfig, prog="auxot-worker", usage=usage).format_help()
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    config = load_config(DoctorConfig, "auxot-worker doctor", argv=argv, environ=os.environ, cwd=Path.cwd())
+    _start_logs(Level.WARNING, config.warnings)
+    import trio  # noqa: PLC0415
+
+    from auxot.worker.doctor import Finding, Subject, examine, report, show  # noqa: PLC0415
+
+    findings: list[Finding] = []
+    tell = findings.append if config.json else lambda finding: _say(show(finding))
+    subject = Subject(**{name: getattr(config, name) for name in attrs.fields_dict(Subject)})
+    is_well = trio.run(examine, subject, tell)
+    if config.json:
+        _say(report(findings))
+    return 0 if is_well else EXIT_FAILED
+
+
+def _doctor_help() -> str:
+    return flag_parser(DoctorConfig, prog="auxot-worker doctor").format_help()
 
 
 def _llama(argv: Sequence[str]) -> int:
@@ -406,6 +426,7 @@ WORKER = Program(
     commands={
         "serve": Command(_serve_worker, _worker_help),
         "llama": Command(_llama, _llama_help),
+        "doctor": Command(_doctor, _doctor_help),
         **_unit_commands("worker"),
     },
     default="serve",

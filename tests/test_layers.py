@@ -106,6 +106,7 @@ COMMANDS = (
     "auxot.core",
     "auxot.bench.service",
     "auxot.demo",
+    "auxot.worker.doctor",
     "auxot.worker.llama.binary",
     "auxot.worker.llama.build",
     *CONFIG,
