@@ -124,7 +124,7 @@ def test_worker_is_ready_when_it_serves(manager, tmp_path, llama_server_binary, 
             "llama-server loads the model",
             "serving, 2 slots",
         ]
-        assert house.health()["total_slots"] == 2
+        house.wait_health(total_slots=2)  # the router may be reading the announcement still
         assert manager.next_with("WATCHDOG")["WATCHDOG"] == "1"
         worker.send(signal.SIGTERM)
         assert manager.next_with("STOPPING")["STATUS"] == "running jobs may end"

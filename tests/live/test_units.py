@@ -83,7 +83,7 @@ def test_a_router_is_installed_changed_and_removed(systemd, port):
     install_router(systemd, port)  # the same settings: nothing happens
     assert systemd.wait_active(ROUTER) == pid
     install_router(systemd, port, "--model", "model-b")
-    assert served_model(port) == "model-b"  # the client waits where the router restarts
+    wait_until(lambda: served_model(port) == "model-b", what="model-b")  # each request is answered meanwhile
     assert systemd.wait_active(ROUTER) != pid
 
     listed = systemd.auxot("auxot-router", "list").splitlines()
@@ -128,7 +128,7 @@ def test_a_worker_is_active_when_it_serves(systemd, port, llama_server_binary, t
     variables = {"AUXOT_GPU_KEY": GPU_KEY, "AUXOT_ROUTER_URL": url, "AUXOT_LLAMA_BINARY": str(llama_server_binary)}
     systemd.auxot("auxot-worker", "install", "--user", *flags, **variables)
     pid = outside(systemd, systemd.wait_active(WORKER))
-    assert PROBE.get(f"http://127.0.0.1:{port}/health").json()["workers"] == 1
+    wait_until(lambda: PROBE.get(f"http://127.0.0.1:{port}/health").json()["workers"] == 1, what="the worker")
     assert systemd.show(WORKER, "StatusText") == "serving, 2 slots"
     listed = systemd.auxot("auxot-worker", "list").splitlines()
     assert listed[1].split() == ["gpu0", "user", "running", GPU_KEY[:8], url]
