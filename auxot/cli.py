@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import NoReturn
 
 import attrs
 
@@ -31,14 +31,10 @@ from auxot.core.keys import Role
 from auxot.core.logs import Level
 from auxot.knobs import DOTENV, Parser, flag_parser, rows
 
-if TYPE_CHECKING:
-    from auxot.worker.llama.build import BuildProgress
-
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
 EXIT_KEY_REFUSED = 3
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-BAR_CHARS = 30
 
 _AUXOT_HELP = """\
 usage: auxot demo [--serve]          router, worker and a tiny model on this machine; asks each API one question
@@ -303,9 +299,10 @@ def _llama_help() -> str:
 def _llama_build(config: LlamaConfig) -> int:
     import trio  # noqa: PLC0415
 
+    from auxot.build_report import BuildReport  # noqa: PLC0415
     from auxot.worker.llama.build import Backend, build_llama_server  # noqa: PLC0415
 
-    with _BuildReport(is_terminal=sys.stderr.isatty()) as report:
+    with BuildReport(is_terminal=sys.stderr.isatty(), write=_complain) as report:
         build = functools.partial(
             build_llama_server,
             cache_dir=config.llama_cache_dir,
@@ -324,39 +321,6 @@ def _llama_find(config: LlamaConfig) -> int:
 
     _say(find_llama_server(given=config.llama_binary, cache_dir=config.llama_cache_dir))
     return 0
-
-
-class _BuildReport:
-    """Shows a build on standard error: a bar that moves on a terminal, else a line for each tenth of the way."""
-
-    def __init__(self, *, is_terminal: bool) -> None:
-        self._is_terminal = is_terminal
-        self._has_bar = False
-        self._n_tenths = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end_bar()
-
-    def __call__(self, progress: BuildProgress | str) -> None:
-        if isinstance(progress, str):
-            self._end_bar()
-            _complain(progress)
-        elif self._is_terminal:
-            filled = BAR_CHARS * progress.done // max(progress.total, 1)
-            bar = "#" * filled + "." * (BAR_CHARS - filled)
-            _complain(f"\r[{bar}] {progress.done}/{progress.total} {progress.step}\x1b[K", end="")
-            self._has_bar = True
-        elif (n_tenths := 10 * progress.done // max(progress.total, 1)) != self._n_tenths:
-            self._n_tenths = n_tenths
-            _complain(f"{progress.step}: {progress.done} of {progress.total}")
-
-    def _end_bar(self) -> None:
-        if self._has_bar:
-            _complain("")
-            self._has_bar = False
 
 
 # --- auxot ----------------------------------------------------------------------------------------------------------

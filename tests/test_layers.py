@@ -122,7 +122,7 @@ LAYERS = (
     Layer("auxot.demo*", COMMANDS),
     Layer("auxot.__main__", ("auxot.cli",)),
     Layer("auxot.units*", ("auxot.units", "auxot.setup", *COMMANDS), SERVICES),
-    Layer("auxot*", (*COMMANDS, "auxot.setup", "auxot.units")),  # cli, and what it is cut into
+    Layer("auxot*", (*COMMANDS, "auxot.build_report", "auxot.setup", "auxot.units")),  # cli, and what it is cut into
 )
 
 
