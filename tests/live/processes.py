@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,20 +131,22 @@ def wait_until(condition: Callable[[], Any], *, what: str, daemon: Daemon | None
 
 
 @contextmanager
-def running_daemon(
-    folder: Path, name: str, program: str, *, start: Mapping[str, Any] | None = None, **variables: str
-) -> Iterator[Daemon]:
-    """Run an installed program for the length of the block, in an environment of its own; killed if it must be.
+def running_daemon(folder: Path, name: str, program: str, **variables: str) -> Iterator[Daemon]:
+    """Run an installed program for the length of the block, in an environment of its own; killed if it must be."""
+    with started_daemon(folder, name, [str(Path(sys.executable).with_name(program))], variables) as daemon:
+        yield daemon
 
-    `start`: more arguments for Popen; `args` there are words before the program.
-    """
+
+@contextmanager
+def started_daemon(
+    folder: Path, name: str, argv: Sequence[str], variables: Mapping[str, str], **start: Any
+) -> Iterator[Daemon]:
+    """Run a program as `running_daemon` does; `start`: more arguments for Popen."""
     log_path = folder / f"{name}.log"
     passed_on = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
     environ = {**passed_on, "HOME": str(folder), **variables}
     with log_path.open("wb") as log:
-        more = {"args": [], **(start or {})}
-        more["args"] = [*more["args"], Path(sys.executable).with_name(program)]
-        process = subprocess.Popen(env=environ, cwd=folder, stdout=log, stderr=log, **more)
+        process = subprocess.Popen(argv, env=environ, cwd=folder, stdout=log, stderr=log, **start)
     daemon = Daemon(process, log_path)
     try:
         yield daemon
@@ -167,7 +169,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def running_router(folder: Path, **variables: str) -> Iterator[House]:
     """Run `auxot-router` on a free port."""
-    with running_daemon(folder, "router", "auxot-router", start=None, **router_variables(**variables)) as daemon:
+    with running_daemon(folder, "router", "auxot-router", **router_variables(**variables)) as daemon:
         address = daemon.wait_for("router.ready")["addresses"][0]
         yield House(daemon, int(address.rpartition(":")[2]), folder)
 
@@ -191,7 +193,7 @@ def router_variables(**variables: str) -> dict[str, str]:
 def running_worker(house: House, *, name: str = "worker", url: str | None = None, **variables: str) -> Iterator[Daemon]:
     """Run `auxot-worker`; it may not be ready yet."""
     settings = worker_variables(url or f"ws://127.0.0.1:{house.port}", **variables)
-    with running_daemon(house.folder, name, "auxot-worker", start=None, **settings) as daemon:
+    with running_daemon(house.folder, name, "auxot-worker", **settings) as daemon:
         yield daemon
 
 

@@ -29,6 +29,7 @@ from tests.live.processes import (
     running_daemon,
     running_router,
     running_worker,
+    started_daemon,
     wait_until,
 )
 
@@ -41,6 +42,7 @@ import os, sys
 os.dup2(int(sys.argv[1]), 3)
 os.execve(sys.argv[2], sys.argv[2:], {**os.environ, "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())})
 """
+ROUTER = str(Path(sys.executable).with_name("auxot-router"))
 ACTIVATE = [sys.executable, "-c", HAND_OVER]
 
 
@@ -82,8 +84,15 @@ def listener() -> Iterator[socket.socket]:
 @contextmanager
 def activated_router(folder: Path, listener: socket.socket, **variables: str) -> Iterator[Daemon]:
     """Run a router on a socket that somebody else has opened."""
-    start = {"args": [*ACTIVATE, str(listener.fileno())], "pass_fds": [listener.fileno()]}
-    with running_daemon(folder, "router", "auxot-router", start=start, **HASHES, **variables) as daemon:
+    with router_given(folder, listener.fileno(), **variables) as daemon:
+        yield daemon
+
+
+@contextmanager
+def router_given(folder: Path, fd: int, **variables: str) -> Iterator[Daemon]:
+    """Run a router that is handed a descriptor."""
+    argv = [*ACTIVATE, str(fd), ROUTER]
+    with started_daemon(folder, "router", argv, {**HASHES, **variables}, pass_fds=[fd]) as daemon:
         yield daemon
 
 
@@ -171,8 +180,7 @@ def test_a_descriptor_that_is_no_listener_is_told(tmp_path, kind, line):
     """A mistake in a unit would show as a traceback, or as a router that listens on nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, (tmp_path / "file").open("w") as file:
         fd = {"udp": udp, "file": file}[kind].fileno()
-        start = {"args": [*ACTIVATE, str(fd)], "pass_fds": [fd]}
-        with running_daemon(tmp_path, "router", "auxot-router", start=start, **HASHES) as router:
+        with router_given(tmp_path, fd) as router:
             assert router.wait() == 2
     assert line in router.log_path.read_text()
 
@@ -221,7 +229,7 @@ def test_hangup_of_a_closed_terminal_stops(tmp_path):
     """A router that was started in a terminal would go on, unseen, after that has been closed."""
     write_settings(tmp_path)
     master, slave = os.openpty()
-    with running_daemon(tmp_path, "router", "auxot-router", start={"stdin": slave}) as router:
+    with started_daemon(tmp_path, "router", [ROUTER], {}, stdin=slave) as router:
         os.close(slave)
         router.wait_for("router.ready")
         router.send(signal.SIGHUP)  # the terminal is there: settings are read again
