@@ -16,7 +16,7 @@ SOURCES := auxot tests $(patsubst %/,%,$(sort $(dir $(wildcard scripts/*.py))))
 ASYNC_FLAGS := --disable ASYNC9,ASYNC110,ASYNC114,ASYNC127,ASYNC128
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test chaos soak check format bench build lock clean llama agents clients
+.PHONY: help demo run test chaos soak check format image bench build lock clean llama agents clients
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ check: $(VENV)/.installed-dev ## Check format, lint, async rules and types
 format: $(VENV)/.installed-dev ## Format the code and apply the safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+image: $(VENV)/.installed ## Try the router's Containerfile without a builder (as root)
+	@$(BIN)/python scripts/check_containerfile.py $(ARGS)
 
 bench: $(VENV)/.installed ## Measure what the router adds on this machine (ARGS="--quick", "--only 64,full")
 	@$(BIN)/auxot bench $(ARGS)

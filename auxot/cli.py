@@ -1,8 +1,9 @@
 """The commands `auxot`, `auxot-router` and `auxot-worker`: the only place that prints, and the last wall.
 
     auxot-router [serve] [flags] | setup ... | version | help
-    auxot-worker [serve] [flags] | llama build ... | llama find ... | version | help
+    auxot-worker [serve] [flags] | llama build ... | llama find ... | doctor ... | version | help
     auxot demo ... | up ... | bench ... | version | help
+    auxot-router, auxot-worker: install ... | list | uninstall ...
 
 Answers go to standard output, errors and progress to standard error. Exit codes: 0 done, 1 failed, 2 bad
 configuration, 3 the router refuses the worker's key, 130 interrupted.
@@ -17,27 +18,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import NoReturn
 
 import attrs
 
 from auxot import __version__, setup
 from auxot.config import RouterConfig, WorkerConfig, load_config, load_router_config, load_worker_config
-from auxot.config_local import BenchConfig, DemoConfig, LlamaConfig, UpConfig, load_up_config
+from auxot.config_local import BenchConfig, DemoConfig, DoctorConfig, LlamaConfig, UpConfig, load_up_config
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError
 from auxot.core.keys import Role
 from auxot.core.logs import Level
 from auxot.knobs import DOTENV, Parser, flag_parser, rows
 
-if TYPE_CHECKING:
-    from auxot.worker.llama.build import BuildProgress
-
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
 EXIT_KEY_REFUSED = 3
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-BAR_CHARS = 30
 
 _AUXOT_HELP = """\
 usage: auxot demo [--serve]          router, worker and a tiny model on this machine; asks each API one question
@@ -157,17 +154,21 @@ def _start_logs(level: Level, warnings: Sequence[str]) -> None:
 
 
 def _serve_router(argv: Sequence[str]) -> int:
-    config = load_router_config(argv, os.environ, Path.cwd())
+    read_config = functools.partial(load_router_config, argv, os.environ, Path.cwd())
+    config = read_config()
     _start_logs(config.log_level, config.warnings)
     import trio  # noqa: PLC0415 - see the module
 
     from auxot.router.service import main  # noqa: PLC0415
 
-    return trio.run(main, config)
+    return trio.run(functools.partial(main, config, read_config=read_config))
 
 
 def _router_help() -> str:
-    usage = "auxot-router [serve] [flags]\n       auxot-router setup [flags]\n       auxot-router version | help"
+    usage = (
+        "auxot-router [serve] [flags]\n       auxot-router setup | install | list | uninstall [flags]\n"
+        "       auxot-router version | help"
+    )
     return flag_parser(
         RouterConfig, prog="auxot-router", usage=usage, epilog=_other_variables(RouterConfig)
     ).format_help()
@@ -218,6 +219,23 @@ def _roles(*, is_cli: bool) -> tuple[Role, ...]:
     return (Role.WORKER, Role.TOOLS, Role.API)
 
 
+def _unit_commands(daemon: str) -> dict[str, Command]:
+    """Return the commands that make a daemon a service of the machine."""
+
+    def run_it(word: str, argv: Sequence[str]) -> int:
+        from auxot.units.commands import run_command  # noqa: PLC0415 - see the module
+
+        return run_command(word, daemon, argv, _say)
+
+    def help_of(word: str) -> str:
+        from auxot.units.commands import command_help  # noqa: PLC0415
+
+        return command_help(word, daemon)
+
+    words = ("install", "list", "uninstall")
+    return {word: Command(functools.partial(run_it, word), functools.partial(help_of, word)) for word in words}
+
+
 # --- auxot-worker ---------------------------------------------------------------------------------------------------
 
 
@@ -234,9 +252,30 @@ def _serve_worker(argv: Sequence[str]) -> int:
 def _worker_help() -> str:
     usage = (
         "auxot-worker [serve] [flags]\n       auxot-worker llama build | llama find [flags]\n"
+        "       auxot-worker doctor | install | list | uninstall [flags]\n"
         "       auxot-worker version | help"
     )
     return flag_parser(WorkerConfig, prog="auxot-worker", usage=usage).format_help()
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    config = load_config(DoctorConfig, "auxot-worker doctor", argv=argv, environ=os.environ, cwd=Path.cwd())
+    _start_logs(Level.WARNING, config.warnings)
+    import trio  # noqa: PLC0415
+
+    from auxot.worker.doctor import Finding, Subject, examine, report, show  # noqa: PLC0415
+
+    findings: list[Finding] = []
+    tell = findings.append if config.json else lambda finding: _say(show(finding))
+    subject = Subject(**{name: getattr(config, name) for name in attrs.fields_dict(Subject)})
+    is_well = trio.run(examine, subject, tell)
+    if config.json:
+        _say(report(findings))
+    return 0 if is_well else EXIT_FAILED
+
+
+def _doctor_help() -> str:
+    return flag_parser(DoctorConfig, prog="auxot-worker doctor").format_help()
 
 
 def _llama(argv: Sequence[str]) -> int:
@@ -260,9 +299,10 @@ def _llama_help() -> str:
 def _llama_build(config: LlamaConfig) -> int:
     import trio  # noqa: PLC0415
 
+    from auxot.build_report import BuildReport  # noqa: PLC0415
     from auxot.worker.llama.build import Backend, build_llama_server  # noqa: PLC0415
 
-    with _BuildReport(is_terminal=sys.stderr.isatty()) as report:
+    with BuildReport(is_terminal=sys.stderr.isatty(), write=_complain) as report:
         build = functools.partial(
             build_llama_server,
             cache_dir=config.llama_cache_dir,
@@ -281,39 +321,6 @@ def _llama_find(config: LlamaConfig) -> int:
 
     _say(find_llama_server(given=config.llama_binary, cache_dir=config.llama_cache_dir))
     return 0
-
-
-class _BuildReport:
-    """Shows a build on standard error: a bar that moves on a terminal, else a line for each tenth of the way."""
-
-    def __init__(self, *, is_terminal: bool) -> None:
-        self._is_terminal = is_terminal
-        self._has_bar = False
-        self._n_tenths = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end_bar()
-
-    def __call__(self, progress: BuildProgress | str) -> None:
-        if isinstance(progress, str):
-            self._end_bar()
-            _complain(progress)
-        elif self._is_terminal:
-            filled = BAR_CHARS * progress.done // max(progress.total, 1)
-            bar = "#" * filled + "." * (BAR_CHARS - filled)
-            _complain(f"\r[{bar}] {progress.done}/{progress.total} {progress.step}\x1b[K", end="")
-            self._has_bar = True
-        elif (n_tenths := 10 * progress.done // max(progress.total, 1)) != self._n_tenths:
-            self._n_tenths = n_tenths
-            _complain(f"{progress.step}: {progress.done} of {progress.total}")
-
-    def _end_bar(self) -> None:
-        if self._has_bar:
-            _complain("")
-            self._has_bar = False
 
 
 # --- auxot ----------------------------------------------------------------------------------------------------------
@@ -373,13 +380,19 @@ ROUTER = Program(
     commands={
         "serve": Command(_serve_router, _router_help),
         "setup": Command(_setup, lambda: _setup_parser().format_help()),
+        **_unit_commands("router"),
     },
     default="serve",
     help=_router_help,
 )
 WORKER = Program(
     name="auxot-worker",
-    commands={"serve": Command(_serve_worker, _worker_help), "llama": Command(_llama, _llama_help)},
+    commands={
+        "serve": Command(_serve_worker, _worker_help),
+        "llama": Command(_llama, _llama_help),
+        "doctor": Command(_doctor, _doctor_help),
+        **_unit_commands("worker"),
+    },
     default="serve",
     help=_worker_help,
 )

@@ -1,4 +1,4 @@
-"""Settings of the commands that run on one machine: `auxot up`, `auxot demo`, `auxot bench`, `auxot-worker llama`.
+"""Settings of the commands that run on one machine: `auxot` up, demo and bench, `auxot-worker` llama and doctor.
 
 Most are settings of the daemons too, and are read from the same variables.
 """
@@ -139,6 +139,29 @@ class BenchConfig:
     backend_port: int = attrs.field(
         default=9900,
         metadata=knob(None, kinds.integer(1, 65535), flag="--backend-port", help="port of the made-up back end"),
+    )
+    warnings: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class DoctorConfig:
+    """Settings of `auxot-worker doctor`: those of the worker, none of them required, and the key not checked yet."""
+
+    router_url: str | None = attrs.field(default=None, metadata=_WORKER["router_url"].metadata)
+    gpu_key: str | None = attrs.field(
+        default=None,
+        repr=False,
+        metadata=knob("AUXOT_GPU_KEY", kinds.text(), is_secret=True, help="the router's key for workers"),
+    )
+    model_path: Path | None = attrs.field(default=None, metadata=_WORKER["model_path"].metadata)
+    models_dir: Path = attrs.field(factory=lambda: in_home("models"), metadata=_WORKER["models_dir"].metadata)
+    llama_cache_dir: Path = attrs.field(
+        factory=lambda: in_home("llama-server"), metadata=_WORKER["llama_cache_dir"].metadata
+    )
+    llama_binary: Path | None = attrs.field(default=None, metadata=_WORKER["llama_binary"].metadata)
+    llama_url: str | None = attrs.field(default=None, metadata=_WORKER["llama_url"].metadata)
+    json: bool = attrs.field(
+        default=False, metadata=knob(None, kinds.boolean(), flag="--json", help="tell it all as one JSON object")
     )
     warnings: tuple[str, ...] = ()
 

@@ -193,6 +193,19 @@ def load(
     return cls(**fields)
 
 
+def given_texts(
+    cls: type, flags: Mapping[str, str], variables: Mapping[str, str], *, dotenv: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what is given for a configuration class, by variable: texts, not checked; paths are made absolute."""
+    texts = {}
+    for name, one in knobs_of(cls).items():
+        found = _find(name, one, flags=flags, variables=variables, dotenv=dotenv)
+        if found is not None and one.variable is not None:
+            is_path = isinstance(value := _parse(one, *found), Path)
+            texts[one.variable] = str(value.absolute()) if is_path else found[1]
+    return texts
+
+
 def _find(
     name: str, one: Knob, *, flags: Mapping[str, str], variables: Mapping[str, str], dotenv: Mapping[str, str]
 ) -> tuple[str, str] | None:

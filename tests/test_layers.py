@@ -43,6 +43,9 @@ PURE = (
     "auxot.router.prefixes",
     "auxot.router.quotas",
     "auxot.router.web_address",
+    "auxot.units.launchd",
+    "auxot.units.systemd",
+    "auxot.units.unit",
     "auxot.worker.toolcalls",
 )
 NOT_IN_PURE = (
@@ -104,6 +107,7 @@ COMMANDS = (
     "auxot.core",
     "auxot.bench.service",
     "auxot.demo",
+    "auxot.worker.doctor",
     "auxot.worker.llama.binary",
     "auxot.worker.llama.build",
     *CONFIG,
@@ -118,7 +122,8 @@ LAYERS = (
     Layer("auxot.bench*", ("auxot.bench", "auxot.core", *CONFIG)),  # it starts the programs that it measures
     Layer("auxot.demo*", COMMANDS),
     Layer("auxot.__main__", ("auxot.cli",)),
-    Layer("auxot*", (*COMMANDS, "auxot.setup")),  # cli, and what it is cut into
+    Layer("auxot.units*", ("auxot.units", "auxot.setup", *COMMANDS), SERVICES),
+    Layer("auxot*", (*COMMANDS, "auxot.build_report", "auxot.setup", "auxot.units")),  # cli, and what it is cut into
 )
 
 

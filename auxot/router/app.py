@@ -113,7 +113,7 @@ class App:
             verifier=parts.verifier,
             images=parts.images,
             limits=parts.limits,
-            quiet=parts.quiet,
+            refusing=parts.refusing,
             router_id=parts.router_id,
             log=parts.log,
         )

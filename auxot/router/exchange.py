@@ -76,7 +76,7 @@ class Endpoint:
     verifier: KeyVerifier
     images: Images
     limits: Limits
-    quiet: trio.Event
+    refusing: trio.Event
     router_id: str
     log: Logger
 
@@ -91,7 +91,7 @@ class Endpoint:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         accepted_at = time.time()
-        if self.quiet.is_set():
+        if self.refusing.is_set():
             raise RefusedError(ErrorCode.UNAVAILABLE, "the router is shutting down", retry_after_s=RETRY_AFTER_S)
         principal = await self.verifier.verify(self.find_key(scope["headers"]), Role.API, refusal=self.wrong_key)
         n_bytes = declared_bytes(scope["headers"], at_most=self.limits.max_body_bytes)

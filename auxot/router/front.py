@@ -15,7 +15,7 @@ pinned, and tests/daemon/test_front.py says what must still hold when it moves.
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ IDLE_TIMEOUT_S = 75.0  # keep-alive: longer than the 60 s of common load balance
 MAX_HEADERS_BYTES = 32 * 1024
 CLOSE_TIMEOUT_S = 3.0  # for the last bytes, when everything ends
 BACKLOG = 2048
+LINGER_S = 0.3  # where nobody is to be turned away: for the requests that are on their way on open connections
 
 ServeWorker = Callable[[WorkerSocket], Awaitable[None]]
 
@@ -76,11 +77,14 @@ class FrontPhases:
     Attributes:
         draining: requests are still served, but whoever sends them is asked to go elsewhere.
         quiet: the listeners are closed.
+        refusing: requests on open connections are refused. That is with `quiet`, unless somebody else keeps the sockets
+            open for the next router: then nobody who has got in is turned away.
         closing: every connection that is left ends.
     """
 
     draining: trio.Event = attrs.field(factory=trio.Event)
     quiet: trio.Event = attrs.field(factory=trio.Event)
+    refusing: trio.Event = attrs.field(factory=trio.Event)
     closing: trio.Event = attrs.field(factory=trio.Event)
 
 
@@ -138,6 +142,7 @@ async def serve_front(
     port: int,
     phases: FrontPhases,
     log: Logger,
+    sockets: Sequence[socket.socket] = (),
     task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accept and serve connections until `phases.quiet`, keep the open ones until `phases.closing`.
@@ -149,6 +154,7 @@ async def serve_front(
         port: its port; 0 for any free one.
         phases: moved on by the caller.
         log: where a connection's crash is told.
+        sockets: listens already, in place of host and port; closed here like our own.
         task_status: started with the bound (address, port) pairs: the front is ready.
 
     Raises:
@@ -166,21 +172,22 @@ async def serve_front(
         await lifespan_nursery.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
         lifespan_nursery.start_soon(crowd.watch)
-        await _accept(front, host=host, port=port, phases=phases, task_status=task_status)
+        listeners = _inherited(sockets) or await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+        linger_s = LINGER_S if sockets else 0.0
+        await _accept(front, listeners, phases=phases, linger_s=linger_s, task_status=task_status)
         await lifespan.wait_for_shutdown()
         lifespan_nursery.cancel_scope.cancel()
 
 
 async def _accept(
     front: _Front,
+    listeners: list[trio.SocketListener],
     *,
-    host: str,
-    port: int,
     phases: FrontPhases,
+    linger_s: float,
     task_status: trio.TaskStatus[list[tuple[str, int]]],
 ) -> None:
     """Run the listeners inside the block of their connections: these end later."""
-    listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
     for listener in listeners:
         look_for_vanished_peers(listener.socket)
     async with trio.open_nursery() as connections:
@@ -192,9 +199,14 @@ async def _accept(
             accepting.cancel_scope.cancel()
         for listener in listeners:
             await listener.aclose()
+        await trio.sleep(linger_s)
         await front.context.terminated.set()  # idle keep-alive connections close now, busy ones after their answer
         await phases.closing.wait()
         connections.cancel_scope.deadline = trio.current_time() + CLOSE_TIMEOUT_S
+
+
+def _inherited(sockets: Sequence[socket.socket]) -> list[trio.SocketListener]:
+    return [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
 
 
 def _engaging(app: Any, crowd: Crowd) -> Any:

@@ -23,9 +23,9 @@ _MAX_SHOWN_CHARS = 100  # of a name that nobody knows
 _ALWAYS = ("chat",)  # what every worker does
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class Catalog:
-    """What the router serves.
+    """What the router serves. Changing state: all of it, by `become`, when the router's policy changes.
 
     Attributes:
         name: the model's own name.
@@ -38,6 +38,10 @@ class Catalog:
     created: int
     context_size: int
     aliases: tuple[str, ...] = ()
+
+    def become(self, other: Catalog) -> None:
+        """Offer what another catalog offers, from the next request on."""
+        self.name, self.context_size, self.aliases = other.name, other.context_size, other.aliases
 
     def serves(self, name: str) -> bool:
         """Whether a request for that model is taken; one that names none is."""

@@ -54,6 +54,7 @@ class Parts:
     cors: Cors | None  # None: no web page may call
     quiet: trio.Event
     draining: trio.Event
+    refusing: trio.Event
     router_id: str
     log: Logger
 
@@ -265,7 +266,7 @@ class _Pages:
         await self._check_key(auth.anthropic_key(request.scope["headers"]), auth.ANTHROPIC_INVALID_KEY)
 
     async def _check_key(self, key: str, refusal: str) -> None:
-        if self.parts.quiet.is_set():
+        if self.parts.refusing.is_set():
             raise RefusedError(ErrorCode.UNAVAILABLE, "the router is shutting down", retry_after_s=RETRY_AFTER_S)
         await self.parts.verifier.verify(key, Role.API, refusal=refusal)
 

@@ -81,6 +81,12 @@ class Pool:
             may_stay=self._may_stay,
         )
 
+    def adopt(self, policy: Policy) -> None:
+        """Serve another policy from now on: the workers that are here are told, new ones learn it with their hello."""
+        self.policy = policy
+        for session in self.fleet.members():
+            session.tell_policy(policy)
+
     async def submit(self, open_job: OpenJob) -> None:
         """Put an open job into the queue, or into the line before it.
 

@@ -9,14 +9,18 @@
          -> the answers end, or the grace is over: workers are told, connections get a moment
          -> front, then background, then store
 
-A second signal cancels everything at once.
+A second signal cancels everything at once. HUP reads the settings again, see `_Reloader`; from a terminal that has
+closed it means TERM. Under a service manager that listens, readiness, status and liveness are told to it, and the
+sockets that it holds open are listened on.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,7 +33,9 @@ from auxot.core.jobs import Failed
 from auxot.core.keys import Role
 from auxot.core.logs import Logger, get_logger
 from auxot.core.messages import Policy
+from auxot.core.notify import Notifier, take_notifier
 from auxot.router import sweeper
+from auxot.router.activation import take_sockets
 from auxot.router.admission import MIN_SHARED_WINDOW, Admission
 from auxot.router.app import App
 from auxot.router.auth import KeyVerifier
@@ -40,7 +46,7 @@ from auxot.router.dialects.anthropic import AnthropicCount, AnthropicMessages
 from auxot.router.dialects.openai_chat import OPENAI_CHAT
 from auxot.router.exchange import Limits
 from auxot.router.fleet import Fleet
-from auxot.router.front import FrontPhases, serve_front
+from auxot.router.front import LINGER_S, FrontPhases, serve_front
 from auxot.router.handshake import Doorkeeper
 from auxot.router.images import Images
 from auxot.router.key_file import KeyFile
@@ -66,6 +72,8 @@ __all__ = ["BindError", "FrontPhases", "Router", "main", "serve"]  # FrontPhases
 MODELS_CREATED = 1_767_225_600  # 2026-01-01 UTC: a fixed date, so that lists of models do not change from call to call
 LINGER_S = 0.5  # in which a client that has its answer uses the connection again, or does not
 CLOSE_TIMEOUT_S = 2.0  # for the last words to Redis, once the front is closed
+# What a running router takes over when it reads its settings again; anything else needs a restart.
+RELOADABLE = ("model", "model_aliases", "quantization", "ctx_size", "max_parallel", "cli_tools")
 
 
 class BindError(AuxotError):
@@ -78,23 +86,40 @@ class Router:
 
     addresses: list[tuple[str, int]]
     pool: Pool
+    catalog: Catalog
     stop: Callable[[], None]
 
+    def status(self) -> str:
+        """Say how the router is, for a service manager."""
+        count = self.pool.fleet.count()
+        return f"{count.workers} workers, {count.active_jobs} of {count.total_slots} slots busy"
 
-async def main(config: RouterConfig) -> int:
+
+async def main(config: RouterConfig, *, read_config: Callable[[], RouterConfig] | None = None) -> int:
     """Run the router until it is told to stop; return the exit code.
+
+    Args:
+        config: every setting.
+        read_config: reads the settings again, for HUP.
 
     Raises:
         AuxotError: it could not start, or lost what it cannot run without; one line for the operator.
     """
     raise_descriptor_limit()
-    phases = FrontPhases()
+    phases, notifier = FrontPhases(), take_notifier(os.environ)
+    sockets = take_sockets(os.environ)
+    reloader = _Reloader(config, read_config, notifier)
     error: AuxotError | None = None
     try:
-        async with trio.open_nursery() as main_nursery:
-            main_nursery.start_soon(_watch_signals, phases, main_nursery.cancel_scope)
-            await serve(config, phases=phases)
-            main_nursery.cancel_scope.cancel()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as main_nursery:
+                main_nursery.start_soon(_obey, signals, phases, reloader, main_nursery.cancel_scope)
+                async with trio.open_nursery() as serving:
+                    start = partial(serve, config, phases=phases, sockets=sockets)
+                    reloader.router = router = await serving.start(start)
+                    main_nursery.start_soon(notifier.run, router.status)
+                    notifier.ready(router.status())
+                main_nursery.cancel_scope.cancel()
     except* AuxotError as group:
         error = first_error(group)
     if error is not None:
@@ -106,6 +131,7 @@ async def serve(
     config: RouterConfig,
     *,
     phases: FrontPhases,
+    sockets: Sequence[socket.socket] = (),
     task_status: trio.TaskStatus[Router] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a router until `phases.quiet` is set and its answers have ended.
@@ -113,6 +139,7 @@ async def serve(
     Args:
         config: every setting.
         phases: the caller sets `quiet` to stop it.
+        sockets: listens already, in place of the address of the settings.
         task_status: started when it accepts requests.
 
     Raises:
@@ -143,7 +170,8 @@ async def serve(
             background.start_soon(partial(sweeper.keep_alive, pool.queue, interval_s=beat_s))
             if config.redis_url is not None:
                 _start_mail(pool, store, background)
-            await _serve_front(config, pool=pool, verifier=verifier, phases=phases, log=log, task_status=task_status)
+            parts = _parts(config, pool=pool, verifier=verifier, phases=phases, log=log)
+            await _serve_front(config, parts, phases=phases, sockets=sockets, task_status=task_status)
             if pool.correspondence.mailbox is not None:
                 with trio.move_on_after(CLOSE_TIMEOUT_S / 2):
                     await pool.correspondence.mailbox.wait_written()
@@ -234,29 +262,30 @@ def _policy(config: RouterConfig) -> Policy:
 
 async def _serve_front(
     config: RouterConfig,
+    parts: Parts,
     *,
-    pool: Pool,
-    verifier: KeyVerifier,
     phases: FrontPhases,
-    log: Logger,
+    sockets: Sequence[socket.socket],
     task_status: trio.TaskStatus[Router],
 ) -> None:
     """Serve until told to be quiet, let the answers end within the grace, then close everything."""
+    pool, log = parts.pool, parts.log
     doorkeeper = Doorkeeper(
         pool=pool,
-        verifier=verifier,
+        verifier=parts.verifier,
         dead_after_s=config.dead_worker_timeout_s,
         max_body_bytes=config.max_body_bytes,
         log=log,
     )
     front = partial(
         serve_front,
-        app=App(_parts(config, pool=pool, verifier=verifier, phases=phases, log=log)),
+        app=App(parts),
         serve_worker=doorkeeper.serve,
         host=config.host,
         port=config.port,
         phases=phases,
         log=log,
+        sockets=sockets,
     )
     async with trio.open_nursery() as front_nursery:
         try:
@@ -264,22 +293,36 @@ async def _serve_front(
         except OSError as exc:
             raise BindError(f"cannot listen on {config.host}:{config.port}: {exc.strerror or exc}") from exc
         log.info("router.ready", addresses=[f"{host}:{port}" for host, port in addresses], model=config.model)
-        task_status.started(Router(addresses=addresses, pool=pool, stop=phases.quiet.set))
+        task_status.started(Router(addresses=addresses, pool=pool, catalog=parts.catalog, stop=phases.quiet.set))
         await phases.quiet.wait()
-        await _drain(pool, grace_s=config.shutdown_grace_s, log=log)
+        if not sockets:
+            phases.refusing.set()
+        await _drain(pool, grace_s=config.shutdown_grace_s, log=log, phases=phases)
         phases.closing.set()
 
 
-async def _drain(pool: Pool, *, grace_s: float, log: Logger) -> None:
+async def _drain(pool: Pool, *, grace_s: float, log: Logger, phases: FrontPhases) -> None:
     """Wait for the answers to end; tell the clients of those that do not, and all workers."""
     log.info("router.quiet", waiting_requests=len(pool.relay), grace_s=grace_s)
     with trio.move_on_after(grace_s):
+        if not phases.refusing.is_set():
+            await trio.sleep(2 * LINGER_S)  # a request more may come, and start a job
         await pool.relay.wait_idle()
         await pool.correspondence.wait_idle()
+    phases.refusing.set()
     pool.relay.fail_all(Failed(ErrorCode.UNAVAILABLE, "the router is shutting down"))
     async with trio.open_nursery() as closing:
         for session in pool.fleet.members():
             closing.start_soon(session.close)
+
+
+def _catalog(config: RouterConfig) -> Catalog:
+    return Catalog(
+        name=config.model,
+        created=MODELS_CREATED,
+        context_size=config.ctx_size,
+        aliases=tuple(alias for alias, _ in config.model_aliases),
+    )
 
 
 def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: FrontPhases, log: Logger) -> Parts:
@@ -289,12 +332,6 @@ def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: F
         job_timeout_s=config.job_timeout_s,
         keep_alive_s=config.keep_alive_interval_s,
     )
-    catalog = Catalog(
-        name=config.model,
-        created=MODELS_CREATED,
-        context_size=config.ctx_size,
-        aliases=tuple(alias for alias, _ in config.model_aliases),
-    )
     return Parts(
         pool=pool,
         verifier=verifier,
@@ -303,23 +340,14 @@ def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: F
         openai=OPENAI_CHAT,
         anthropic=AnthropicMessages(keep_billing_header=config.keep_billing_header),
         anthropic_count=AnthropicCount(keep_billing_header=config.keep_billing_header),
-        catalog=catalog,
+        catalog=_catalog(config),
         cors=Cors(frozenset(config.cors_origins)) if config.cors_origins else None,
         quiet=phases.quiet,
         draining=phases.draining,
+        refusing=phases.refusing,
         router_id=pool.router_id,
         log=log,
     )
-
-
-async def _watch_signals(phases: FrontPhases, main_scope: trio.CancelScope) -> None:
-    """Turn the first TERM or INT into `draining`, the second into the end."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            if phases.draining.is_set():
-                main_scope.cancel()
-                return
-            phases.draining.set()
 
 
 async def _be_quiet_after_draining(pool: Pool, phases: FrontPhases, *, delay_s: float, grace_s: float) -> None:
@@ -338,3 +366,57 @@ async def _be_quiet_after_draining(pool: Pool, phases: FrontPhases, *, delay_s: 
                 await trio.sleep(LINGER_S / 5)
             await trio.sleep(LINGER_S)
     phases.quiet.set()
+
+
+@attrs.define
+class _Reloader:
+    """Reads the settings again and takes over what a running router can (RELOADABLE); the log tells the rest.
+
+    Settings that cannot be used change nothing. Changing state: the settings in use, the router once it runs.
+    """
+
+    config: RouterConfig
+    read_config: Callable[[], RouterConfig] | None
+    notifier: Notifier
+    router: Router | None = None
+
+    def reload(self) -> None:
+        """Do it; a router that has not started yet has just read them."""
+        if self.router is None or self.read_config is None:
+            return
+        self.notifier.reloading()
+        try:
+            self._adopt(self.read_config(), self.router)
+        except ConfigError as exc:
+            self.router.pool.log.warning("config.not_reloaded", error=str(exc))
+        self.notifier.ready(self.router.status())
+
+    def _adopt(self, config: RouterConfig, router: Router) -> None:
+        changed = [
+            name for name in attrs.fields_dict(type(config)) if getattr(config, name) != getattr(self.config, name)
+        ]
+        taken = [name for name in changed if name in RELOADABLE]
+        waiting = [name for name in changed if name not in (*RELOADABLE, "warnings")]
+        self.config = attrs.evolve(self.config, **{name: getattr(config, name) for name in taken})
+        router.catalog.become(_catalog(self.config))
+        if (policy := _policy(self.config)) != router.pool.policy:
+            router.pool.adopt(policy)
+        router.pool.log.info("config.reloaded", changed=taken, model=self.config.model)
+        if waiting:
+            router.pool.log.warning("config.restart_needed", settings=waiting)
+
+
+async def _obey(
+    signals: AsyncIterator[int], phases: FrontPhases, reloader: _Reloader, main_scope: trio.CancelScope
+) -> None:
+    """Turn the first TERM or INT into `draining`, the second into the end, HUP into a reload."""
+    has_terminal = os.isatty(0)
+    async for number in signals:
+        if number == signal.SIGHUP and not (has_terminal and not os.isatty(0)):  # its terminal has closed: that is TERM
+            reloader.reload()
+        elif phases.draining.is_set():
+            main_scope.cancel()
+            return
+        else:
+            phases.draining.set()
+            reloader.notifier.stopping("answers in progress may end")

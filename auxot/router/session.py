@@ -40,6 +40,8 @@ from auxot.core.messages import (
     JobOverload,
     JobToolCallRequest,
     JobToolCallResult,
+    Policy,
+    PolicyUpdate,
     PromptProgressMessage,
     Token,
     ToolCallDeltaMessage,
@@ -150,6 +152,12 @@ class Session:
         self.socket.send(with_attempt(claimed.data, claimed.attempt))
         assert self._nursery is not None
         self._nursery.start_soon(self._run_job, attempt)
+
+    def tell_policy(self, policy: Policy) -> None:
+        """Tell the worker that the policy has changed; what it makes of that it announces with `config`."""
+        self.default_slots = policy.max_parallelism
+        if self.state is not State.GONE:
+            self.socket.send(encode(PolicyUpdate(policy=policy)))
 
     def be_quiet(self) -> None:
         """Take no more jobs."""

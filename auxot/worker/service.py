@@ -4,16 +4,20 @@
     |- signals: the first TERM or INT sets `quiet`, the second cancels everything
     '- Worker.run: see `supervise`
 
+A service manager that listens is told when the worker serves for the first time, what it does, and that it lives.
+
 Stopping in order takes at most DRAIN_GRACE_S for the running jobs and 12 s more, also when llama-server ignores TERM.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
+import attrs
 import trio
 
 from auxot.config import WorkerConfig
@@ -22,6 +26,7 @@ from auxot.core.errors import ConfigError
 from auxot.core.link import LinkSettings, normalise_router_url
 from auxot.core.logs import get_logger
 from auxot.core.messages import Policy
+from auxot.core.notify import Notifier, take_notifier
 from auxot.worker.llama.argv import LlamaSettings
 from auxot.worker.llama.binary import find_llama_server
 from auxot.worker.llama.http import parse_llama_url
@@ -42,11 +47,12 @@ async def main(config: WorkerConfig) -> int:
     Raises:
         ConfigError, KeyRefusedError, LlamaError: as `serve`.
     """
-    quiet = trio.Event()
+    quiet, report = trio.Event(), Report(take_notifier(os.environ))
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, trio.CancelScope() as serving:
         async with background() as main_nursery:
             main_nursery.start_soon(_obey_signals, signals, quiet, serving)
-            await serve(config, quiet=quiet)
+            main_nursery.start_soon(report.notifier.run, lambda: report.status)
+            await serve(config, quiet=quiet, report=report)
     return 1 if serving.cancelled_caught else 0
 
 
@@ -54,6 +60,7 @@ async def serve(
     config: WorkerConfig,
     *,
     quiet: trio.Event | None = None,
+    report: Report | None = None,
     task_status: trio.TaskStatus[str | None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Be a GPU worker until `quiet` is set. Cancelling stops at once; llama-server is still ended in order.
@@ -61,6 +68,7 @@ async def serve(
     Args:
         config: the worker's settings.
         quiet: set it to stop in order.
+        report: tells a service manager.
         task_status: `started` is called with the worker's id when it takes jobs for the first time.
 
     Raises:
@@ -68,18 +76,40 @@ async def serve(
         KeyRefusedError: the router does not accept the key.
         LlamaError: there is no llama-server, it does not start, or it died too often.
     """
-    worker = Worker(worker_settings(config))
+    report = report or Report(Notifier())
+    worker = Worker(attrs.evolve(worker_settings(config), tell=report.tell))
 
     async def report_start() -> None:
         await worker.started.wait()
+        report.notifier.ready(report.status)
         task_status.started(worker.worker_id)
 
     async with background() as worker_nursery:
         worker_nursery.start_soon(report_start)
         if quiet is not None:
+            worker_nursery.start_soon(report.stopping_on, quiet)
             worker_nursery.start_soon(worker.stop_on, quiet, worker_nursery.cancel_scope)
         await worker.run()
     _log.info("worker.stopped")
+
+
+@attrs.define
+class Report:
+    """What the worker does now, and who is told of it: a service manager, if there is one."""
+
+    notifier: Notifier
+    status: str = "starting"
+
+    def tell(self, status: str) -> None:
+        """Note what the worker does now, and say it at once."""
+        self.status = status
+        self.notifier.say(status)
+
+    async def stopping_on(self, quiet: trio.Event) -> None:
+        """Say that the worker has begun to stop, when it does."""
+        await quiet.wait()
+        self.status = "running jobs may end"
+        self.notifier.stopping(self.status)
 
 
 def worker_settings(config: WorkerConfig) -> WorkerSettings:

@@ -58,6 +58,7 @@ class WorkerSettings:
         restarts: how often llama-server may die.
         ready_timeout_s: how long it may take to load its model.
         drain_grace_s: how long running jobs may go on when the worker is to stop.
+        tell: called with what the worker does now, in a few words; must not wait.
     """
 
     link: LinkSettings
@@ -70,6 +71,7 @@ class WorkerSettings:
     restarts: RestartPolicy = attrs.field(factory=RestartPolicy)
     ready_timeout_s: float = READY_TIMEOUT_S
     drain_grace_s: float = DRAIN_GRACE_S
+    tell: Callable[[str], None] = lambda _: None
 
 
 class Worker:
@@ -124,17 +126,20 @@ class Worker:
     async def _fetch_policy(self) -> Policy:
         """Ask the router what to serve, again and again until it says."""
         hello = Hello(gpu_key=self._settings.gpu_key, worker_type=_WORKER_TYPE, capabilities=_PENDING)
+        self._settings.tell("asking the router what to serve")
         for delay_s in self._reconnect_delays():
             try:
                 async with open_link(self._settings.link, hello) as link:
                     return _checked(link.ack.policy)
             except LinkError as exc:
                 _log.warning("router.unreachable", reason=str(exc), retry_ms=round(delay_s * 1000))
+                self._settings.tell(f"router unreachable: {exc}")
             await trio.sleep(delay_s)
         raise AssertionError("the delays have no end")
 
     async def _live(self, policy: Policy) -> str:
         """Run one llama-server from start to end; return how it died."""
+        self._settings.tell("llama-server loads the model")
         async with self._settings.open_llama(policy) as server:
             try:
                 facts = await self._become_ready(server)
@@ -190,6 +195,7 @@ class Worker:
     async def _pause(self, exc: LinkError, delay_s: float) -> None:
         """Wait before the next connection, if there is to be one."""
         _log.warning("link.lost", reason=str(exc), retry_ms=round(delay_s * 1000))
+        self._settings.tell(f"router lost: {exc}")
         if not self._seats.closed.is_set():
             await trio.sleep(delay_s)
 
@@ -200,6 +206,7 @@ class Worker:
             await link.send(Config(capabilities=capabilities))
             self.worker_id = link.ack.gpu_id
             _log.info("link.open", worker_id=self.worker_id, n_slots=capabilities.total_slots)
+            self._settings.tell(f"serving, {capabilities.total_slots} slots")
             self.started.set()
             await self._connection.run()
         finally:

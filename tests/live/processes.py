@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,13 +133,20 @@ def wait_until(condition: Callable[[], Any], *, what: str, daemon: Daemon | None
 @contextmanager
 def running_daemon(folder: Path, name: str, program: str, **variables: str) -> Iterator[Daemon]:
     """Run an installed program for the length of the block, in an environment of its own; killed if it must be."""
+    with started_daemon(folder, name, [str(Path(sys.executable).with_name(program))], variables) as daemon:
+        yield daemon
+
+
+@contextmanager
+def started_daemon(
+    folder: Path, name: str, argv: Sequence[str], variables: Mapping[str, str], **start: Any
+) -> Iterator[Daemon]:
+    """Run a program as `running_daemon` does; `start`: more arguments for Popen."""
     log_path = folder / f"{name}.log"
     passed_on = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
     environ = {**passed_on, "HOME": str(folder), **variables}
     with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name(program)], env=environ, cwd=folder, stdout=log, stderr=log
-        )
+        process = subprocess.Popen(argv, env=environ, cwd=folder, stdout=log, stderr=log, **start)
     daemon = Daemon(process, log_path)
     try:
         yield daemon

@@ -13,6 +13,7 @@ import trio
 
 import auxot
 from auxot import cli, setup
+from auxot.build_report import BuildReport
 from auxot.config import load_router_config
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError, LlamaError
@@ -313,7 +314,7 @@ def test_build_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(capsys):
     from auxot.worker.llama.build import BuildProgress  # noqa: PLC0415 - imports what the commands import late
 
     for is_terminal in (True, False):
-        with cli._BuildReport(is_terminal=is_terminal) as report:
+        with BuildReport(is_terminal=is_terminal, write=cli._complain) as report:
             report("downloading")
             for done in range(101):
                 report(BuildProgress(done=done, total=100, step="compiling"))

@@ -31,6 +31,7 @@ PARTS = Parts(
     cors=Cors(frozenset({"*"})),
     quiet=NOTHING,
     draining=NOTHING,
+    refusing=NOTHING,
     router_id="r",
     log=NOTHING,
 )

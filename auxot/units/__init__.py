@@ -1,0 +1,1 @@
+"""Units of service managers: systemd on Linux, launchd on macOS."""
