@@ -2,7 +2,8 @@
 
     request -> submit -> (line -> releaser) -> stream entry
     dispatcher: claim as many as slots are free -> session.start
-    session -> settle: acknowledge, or release for another worker, or resume: held here until a worker can go on
+    session -> settle: acknowledge, or release for another worker (both done by the dispatcher, those of many jobs
+               together), or resume: held here until a worker can go on
 
 An answer that is written in part is continued by a worker of this router, and has no entry any more: only here is it
 known what has been written.
@@ -63,6 +64,7 @@ class Pool:
     quiet: trio.Event  # once set, only jobs of clients that wait here are claimed
     correspondence: Correspondence = attrs.field(init=False)
     _unwanted: list[bytes] = attrs.field(factory=list)  # entries that must not run again
+    _given_back: list[bytes] = attrs.field(factory=list)  # entries that another worker may have
     _live: dict[str, float] = attrs.field(factory=dict)  # other routers, and until when they are taken to live
     _held: deque[ClaimedJob] = attrs.field(factory=deque)  # claimed; only some workers can do them, and those are busy
 
@@ -138,8 +140,8 @@ class Pool:
         with trio.move_on_after(WITHDRAW_TIMEOUT_S, shield=True), suppress(StoreError):
             await self.queue.withdraw(entry_id)  # else the dispatcher drops it when it gets there
 
-    async def settle(self, attempt: Attempt) -> None:
-        """Tell the queue how a delivery ended; cancel-safe under the caller's shield."""
+    def settle(self, attempt: Attempt) -> None:
+        """Decide what becomes of a job whose delivery has ended; the dispatcher tells the queue."""
         if attempt.number != attempt.open_job.record.attempt:
             return  # somebody else runs it by now, and settles it: this router was taken for dead
         open_job = attempt.open_job
@@ -148,7 +150,7 @@ class Pool:
         lost = attempt.outcome is Outcome.LOST
         runs_again = lost and self.correspondence.lose(open_job, attempt=attempt.number)
         self.correspondence.settled(attempt.job_id, open_job)
-        await self._settle(attempt.entry_id, runs_again=runs_again)
+        self._settle(attempt.entry_id, runs_again=runs_again)
 
     async def run_dispatcher(self) -> None:
         """Give jobs to free slots for ever."""
@@ -162,13 +164,19 @@ class Pool:
                 await trio.sleep(STORE_PAUSE_S)
 
     async def _dispatch(self) -> None:
-        """Claim and hand over until the queue is empty or every slot is taken."""
+        """Tell the queue what has ended, and give the free slots jobs; those first that nobody can wait for."""
+        while self._given_back:
+            await self.queue.release(self._given_back.pop())
         for _ in range(len(self._held)):
             await self._hand_over(self._held.popleft())
         while self._unwanted:
             await self._withdraw(self._unwanted.pop())
-        if self.quiet.is_set() and not len(self.relay):
-            return
+        if len(self.relay) or not self.quiet.is_set():
+            await self._claim()
+        await self.queue.flush()
+
+    async def _claim(self) -> None:
+        """Claim and hand over until the queue is empty or every slot is taken."""
         while len(self._held) < MAX_CLAIM and (free := self.fleet.n_free_slots(at_most=MAX_CLAIM)):
             claimed_jobs = await self.queue.claim(free)
             if not claimed_jobs:
@@ -187,16 +195,16 @@ class Pool:
             return  # this router was taken for dead: the job is its own again, and the session settles it
         if open_job is None or open_job.ended or not self._may_run(open_job, claimed):
             self.log.info("job.dropped", job_id=claimed.job_id, reason="nobody waits for it")
-            await self._give_up(claimed, runs_again=False)
+            self._give_up(claimed, runs_again=False)
             return
         if claimed.is_exhausted:
             message = f"given up after {self.max_attempts} deliveries"
             open_job.fail(Failed(ErrorCode.WORKER_LOST, message))
-            await self._give_up(claimed, runs_again=False)
+            self._give_up(claimed, runs_again=False)
             return
         session = self.fleet.choose(needs=open_job.needs)
         if session is None:
-            await self._wait_for_worker(claimed, open_job)
+            self._wait_for_worker(claimed, open_job)
             return
         open_job.record.claimed_at = time.time()
         session.start(claimed, open_job)
@@ -285,30 +293,29 @@ class Pool:
         else:
             open_job.fail(LOST)
 
-    async def _wait_for_worker(self, claimed: ClaimedJob, open_job: OpenJob) -> None:
+    def _wait_for_worker(self, claimed: ClaimedJob, open_job: OpenJob) -> None:
         """Keep a job that not every worker can do until one that can is free; give others back: a worker has left."""
         needs = open_job.needs
         if needs is None or not self.fleet.count().workers:
-            await self._give_up(claimed, runs_again=True)
+            self._give_up(claimed, runs_again=True)
         elif self.fleet.can(needs):
             self._held.append(claimed)
             self.admission.left_queue(claimed.job_id)  # others need not wait for that
         else:
             open_job.fail(Failed(ErrorCode.NOT_IMPLEMENTED, f"no connected worker can do this ({needs})"))
-            await self._give_up(claimed, runs_again=False)
+            self._give_up(claimed, runs_again=False)
 
-    async def _give_up(self, claimed: ClaimedJob, *, runs_again: bool) -> None:
+    def _give_up(self, claimed: ClaimedJob, *, runs_again: bool) -> None:
         """Settle a claim that no session has taken. A guest is forgotten: the next claim is another attempt."""
         self.correspondence.settled(claimed.job_id)
-        await self._settle(claimed.entry_id, runs_again=runs_again)
+        self._settle(claimed.entry_id, runs_again=runs_again)
 
-    async def _settle(self, entry_id: bytes, *, runs_again: bool) -> None:
+    def _settle(self, entry_id: bytes, *, runs_again: bool) -> None:
+        """Have the dispatcher release an entry, or acknowledge it."""
         if entry_id == _NO_ENTRY:
             return
-        try:
-            if runs_again:
-                await self.queue.release(entry_id)
-            else:
-                await self.queue.ack(entry_id)
-        except StoreError as exc:  # the queue remembers it and tries again with the next claim
-            self.log.warning("job.not_settled", error=str(exc))
+        if runs_again:
+            self._given_back.append(entry_id)
+            self.queue.bell.ring()
+        else:
+            self.queue.ack_soon(entry_id)

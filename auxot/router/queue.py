@@ -23,6 +23,7 @@ A queue that is polled costs one command a look: RELEASED is read only when a be
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -115,7 +116,7 @@ class JobQueue:
 
         What fails here is done by another router's sweeper once the heartbeat has run out.
         """
-        await self._ack_again()
+        await self.flush()
         await self.release_all_of(self.router_id)
         self._held.clear()
         await self.store.execute("DEL", _router_key(self.router_id))
@@ -179,6 +180,26 @@ class JobQueue:
         finally:
             self._held.discard(entry_id)
         return bool(replies[0])
+
+    def ack_soon(self, entry_id: bytes) -> None:
+        """Take a claimed job out of the queue with the next `flush`, for which the bell is rung.
+
+        It costs no task of its own, and what ended together goes in one command. This router does not get it again.
+        """
+        self._unacked.add(entry_id)
+        self._held.discard(entry_id)
+        self.bell.ring()
+
+    async def flush(self) -> None:
+        """Do the acks that are due. Cancelled or StoreLostError: the next claim, or flush, repeats them."""
+        try:
+            while self._unacked:
+                entry_ids = list(itertools.islice(self._unacked, PAGE))
+                await self.store.transaction(self._removal(*entry_ids))
+                self._unacked.difference_update(entry_ids)
+        except BaseException:
+            self._may_have_orphans = True
+            raise
 
     async def release(self, entry_id: bytes) -> bool:
         """Give a claimed job back, in front of all that is new: any router may claim it at once.
@@ -284,7 +305,7 @@ class JobQueue:
     async def _recover(self) -> None:
         """Repeat lost acks and release the entries that are ours in Redis but not here."""
         self._may_have_orphans = False
-        await self._ack_again()
+        await self.flush()
         start = b"-"
         while rows := await self._pending_of(self.router_id, start=start):
             ours = self._held | self._unacked  # an ack may have been interrupted while we were asking
@@ -293,11 +314,6 @@ class JobQueue:
                 await self._move_to_released([row], min_idle_ms=row.idle_ms)
             await self._announce_released(len(orphans))
             start = b"(" + rows[-1].entry_id
-
-    async def _ack_again(self) -> None:
-        for entry_id in list(self._unacked):
-            await self.store.transaction(self._removal(entry_id))
-            self._unacked.discard(entry_id)
 
     async def _claim_released(self, count: int) -> list[ClaimedJob | bytes]:
         self._released_bell.is_rung = False
@@ -321,7 +337,7 @@ class JobQueue:
     async def _claim_new(self, count: int) -> list[ClaimedJob | bytes]:
         command = ("XREADGROUP", "GROUP", GROUP, self.router_id, "COUNT", count, "STREAMS", self._key, ">")
         while True:
-            held = self._held.copy()
+            held = self._held | self._unacked
             [streams] = await self._with_group(command)
             if not streams:
                 return []
@@ -362,9 +378,9 @@ class JobQueue:
             self._released_bell.ring()
             await self.store.execute("PUBLISH", self._released_channel, self.router_id)
 
-    def _removal(self, entry_id: bytes) -> tuple[Command, Command]:
-        """The two commands that take an entry out; never one without the other."""
-        return ("XACK", self._key, GROUP, entry_id), ("XDEL", self._key, entry_id)
+    def _removal(self, *entry_ids: bytes) -> tuple[Command, Command]:
+        """The two commands that take entries out; never one without the other."""
+        return ("XACK", self._key, GROUP, *entry_ids), ("XDEL", self._key, *entry_ids)
 
     async def _with_group(self, *commands: Command) -> list[Any]:
         """Run commands; if they fail, see to the group (no error tells that it is missing) and run them once more."""
