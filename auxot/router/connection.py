@@ -45,11 +45,27 @@ class Connection:
         return head[: head.index(b"\n")]
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return the next bytes; b"" at the end of the stream."""
+        """Return the next bytes; b"" at the end of the stream.
+
+        Where a stream of Trio's tries to read and then waits, this waits and then reads: that first try is in vain
+        when messages come one by one.
+
+        Raises:
+            BrokenResourceError, ClosedResourceError: as a stream of Trio's.
+        """
         if self._replay:
             head, self._replay = self._replay, b""
             return head
-        return bytes(await self._stream.receive_some(max_bytes or RECEIVE_BYTES))
+        if self._closed:
+            raise trio.ClosedResourceError
+        while True:
+            await trio.lowlevel.wait_readable(self.socket)
+            try:
+                return os.read(self.socket.fileno(), max_bytes or RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise trio.BrokenResourceError(str(exc)) from exc
 
     def write_nowait(self, chunk: bytes) -> int:
         """Write what the kernel takes at once; return how many bytes. Raises OSError when the peer is gone."""
