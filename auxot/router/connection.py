@@ -31,6 +31,8 @@ class Connection:
         self._writing = trio.Lock()
         self._held: list[bytes] | None = None
         self._closed = False
+        self._has_left = False
+        self._ends_with_peer: trio.CancelScope | None = None
         self.socket = stream.socket  # hypercorn reads the addresses from it
 
     async def peek_line(self) -> bytes:
@@ -98,6 +100,18 @@ class Connection:
             raise
 
     send_all = write  # hypercorn's name for it
+
+    def peer_has_left(self) -> None:
+        """Note that nothing more will come: whoever reads has seen the end."""
+        self._has_left = True
+        if self._ends_with_peer is not None:
+            self._ends_with_peer.cancel()
+
+    def end_with_peer(self, scope: trio.CancelScope | None) -> None:
+        """Have a scope cancelled when the peer leaves, or now if it has left; None: no longer. One at a time."""
+        self._ends_with_peer = scope
+        if self._has_left and scope is not None:
+            scope.cancel()
 
     def hold(self) -> None:
         """Keep what hypercorn writes until `release`, so that head and first event leave in one packet."""

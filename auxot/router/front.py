@@ -63,6 +63,7 @@ class _HttpServer(TCPServer):
     async def _read_data(self) -> None:
         """Read to the end, then stop the idle timer: hypercorn 0.18 would hold a closed connection until it rings."""
         await super()._read_data()
+        self.stream.peer_has_left()
         self.idle_task.end()
 
     async def _idle_timeout(self) -> None:

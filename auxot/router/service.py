@@ -13,6 +13,7 @@ A second signal cancels everything at once.
 
 from __future__ import annotations
 
+import gc
 import secrets
 import signal
 from collections.abc import Callable
@@ -49,6 +50,7 @@ from auxot.router.pool import Pool
 from auxot.router.queue import JobQueue
 from auxot.router.relay import Relay
 from auxot.router.store import Store, open_store
+from auxot.router.timer import Timer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +90,9 @@ async def main(config: RouterConfig) -> int:
     try:
         async with trio.open_nursery() as main_nursery:
             main_nursery.start_soon(_watch_signals, phases, main_nursery.cancel_scope)
-            await serve(config, phases=phases)
+            async with trio.open_nursery() as serving:
+                await serving.start(partial(serve, config, phases=phases))
+                gc.freeze()  # what was imported stays: looking through it again and again costs pauses of 50 ms
             main_nursery.cancel_scope.cancel()
     except* AuxotError as group:
         error = first_error(group)
@@ -135,7 +139,9 @@ async def serve(
             background.start_soon(partial(sweeper.keep_alive, pool.queue, interval_s=beat_s))
             if config.redis_url is not None:
                 _start_mail(pool, store, background)
-            await _serve_front(config, pool=pool, verifier=verifier, phases=phases, log=log, task_status=task_status)
+            limits = _limits(config, background)
+            parts = _parts(config, pool=pool, verifier=verifier, limits=limits, phases=phases, log=log)
+            await _serve_front(config, parts=parts, phases=phases, task_status=task_status)
             background.cancel_scope.cancel()
         with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(StoreError):
             await pool.queue.close()
@@ -207,25 +213,20 @@ def _policy(config: RouterConfig) -> Policy:
 
 
 async def _serve_front(
-    config: RouterConfig,
-    *,
-    pool: Pool,
-    verifier: KeyVerifier,
-    phases: FrontPhases,
-    log: Logger,
-    task_status: trio.TaskStatus[Router],
+    config: RouterConfig, *, parts: Parts, phases: FrontPhases, task_status: trio.TaskStatus[Router]
 ) -> None:
     """Serve until told to be quiet, let the answers end within the grace, then close everything."""
+    pool, log = parts.pool, parts.log
     doorkeeper = Doorkeeper(
         pool=pool,
-        verifier=verifier,
+        verifier=parts.verifier,
         dead_after_s=config.dead_worker_timeout_s,
         max_body_bytes=config.max_body_bytes,
         log=log,
     )
     front = partial(
         serve_front,
-        app=App(_parts(config, pool=pool, verifier=verifier, phases=phases, log=log)),
+        app=App(parts),
         serve_worker=doorkeeper.serve,
         host=config.host,
         port=config.port,
@@ -256,13 +257,22 @@ async def _drain(pool: Pool, *, grace_s: float, log: Logger) -> None:
             closing.start_soon(session.close)
 
 
-def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: FrontPhases, log: Logger) -> Parts:
+def _limits(config: RouterConfig, background: trio.Nursery) -> Limits:
+    """Return what a request may take, with its timers running."""
     limits = Limits(
         max_body_bytes=config.max_body_bytes,
-        queue_timeout_s=config.queue_timeout_s,
-        job_timeout_s=config.job_timeout_s,
+        until_started=Timer(config.queue_timeout_s),
+        in_all=Timer(config.job_timeout_s),
         keep_alive_s=config.keep_alive_interval_s,
     )
+    background.start_soon(limits.until_started.run)
+    background.start_soon(limits.in_all.run)
+    return limits
+
+
+def _parts(
+    config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, limits: Limits, phases: FrontPhases, log: Logger
+) -> Parts:
     catalog = Catalog(
         name=config.model,
         created=MODELS_CREATED,
