@@ -179,10 +179,10 @@ class Pool:
         """Claim and hand over until the queue is empty or every slot is taken."""
         while len(self._held) < MAX_CLAIM and (free := self.fleet.n_free_slots(at_most=MAX_CLAIM)):
             claimed_jobs = await self.queue.claim(free)
-            if not claimed_jobs:
-                return
             for claimed in claimed_jobs:
                 await self._hand_over(claimed)
+            if len(claimed_jobs) < free:  # no more wait, or the bell has been rung
+                return
 
     async def _hand_over(self, claimed: ClaimedJob) -> None:
         """Give one claimed job to the best worker; each way out settles the entry or leaves it to a session."""

@@ -150,6 +150,9 @@ class JobQueue:
 
         Args:
             count: at least 1; the free slots.
+
+        Returns:
+            The jobs. Where there are fewer than `count`, either no more wait or the bell has been rung.
         """
         with self._claiming():
             if self._may_have_orphans:
@@ -159,6 +162,7 @@ class JobQueue:
                 jobs += await self._claim_new(count - len(jobs))
             for unreadable in (job for job in jobs if isinstance(job, bytes)):
                 await self.ack(unreadable)
+                self.bell.ring()
             readable = [job for job in jobs if isinstance(job, ClaimedJob)]
             self._held.update(job.entry_id for job in readable)
             return readable
@@ -319,7 +323,7 @@ class JobQueue:
         self._released_bell.is_rung = False
         rows = await self._pending_of(RELEASED, count=count)
         if len(rows) == count:
-            self._released_bell.is_rung = True  # there may be more than we can take
+            self._released_bell.ring()  # there may be more than we can take, and others may take these
         if not rows:
             return []
         ids = [row.entry_id for row in rows]
