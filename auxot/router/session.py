@@ -23,6 +23,7 @@ import trio
 from auxot.core.errors import ErrorCode, ProtocolError
 from auxot.core.jobs import Failed
 from auxot.core.messages import (
+    FEATURE_BATCHES,
     FEATURE_CONTINUE,
     FEATURE_DELTAS,
     PENDING_BACKEND,
@@ -46,7 +47,7 @@ from auxot.core.messages import (
     ToolGenerating,
     WorkerMessage,
 )
-from auxot.core.protocol import decode_worker_message, encode, with_attempt
+from auxot.core.protocol import decode_worker_message, encode, split, with_attempt
 from auxot.router.attempt import Attempt, Outcome
 from auxot.router.conduct import Conduct, EndlessAnswerError
 from auxot.router.websocket import CLOSE_GOING_AWAY, SocketClosedError, WorkerSocket
@@ -93,6 +94,7 @@ class Session:
     _n_slots: int = 0
     _conduct: Conduct = attrs.field(factory=Conduct)
     _streams_all: bool = False
+    _sends_batches: bool = False
     _nursery: trio.Nursery | None = None
     _liveness: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     _next_step_at: float = float("-inf")  # when a message moves the liveness deadline again
@@ -117,8 +119,9 @@ class Session:
         """Serve the connection until it is over; returns normally however it ends.
 
         Args:
-            early: messages that came in the same read as `hello`.
+            early: frames that came in the same read as `hello`.
         """
+        self._sends_batches = FEATURE_BATCHES in self.features
         self.fleet.update(self)
         try:
             async with trio.open_nursery() as session_nursery:
@@ -177,15 +180,16 @@ class Session:
         if self._liveness.cancelled_caught:
             self.log.warning("worker.silent", worker_id=self.worker_id, dead_after_s=self.dead_after_s)
 
-    async def _receive_loop(self, messages: list[bytes]) -> None:
+    async def _receive_loop(self, frames: list[bytes]) -> None:
         written: dict[Answer, None] = {}  # answers that got something in this read, in order
         while True:
-            for message in messages:
-                self._take(message, written)
+            for frame in frames:
+                for message in split(frame) if self._sends_batches else (frame,):
+                    self._take(message, written)
             for answer in written:
                 answer.flush()
             written.clear()
-            messages = await self.socket.receive()
+            frames = await self.socket.receive()
             self._show_life()
 
     def _show_life(self) -> None:
@@ -196,10 +200,10 @@ class Session:
             self._next_step_at = now + step_s
             self._liveness.deadline = now + step_s + self.dead_after_s
 
-    def _take(self, frame: bytes, written: dict[Answer, None]) -> None:
+    def _take(self, encoded: bytes, written: dict[Answer, None]) -> None:
         """Handle one message. A bad one is counted, not fatal: the original's rule."""
         try:
-            message = decode_worker_message(frame)
+            message = decode_worker_message(encoded)
         except ProtocolError as exc:
             self._on_bad_message(exc)
             return
@@ -207,9 +211,9 @@ class Session:
             if isinstance(message, Error) and message.job_id is None:
                 self._on_worker_error(message)
             elif isinstance(message, JobMessage):
-                self._on_job_message(message, written, len(frame))
+                self._on_job_message(message, written, len(encoded))
             else:
-                self._on_other_message(message, written, len(frame))
+                self._on_other_message(message, written, len(encoded))
         except EndlessAnswerError as exc:
             self._drop(exc.reason)
         except ProtocolError as exc:
