@@ -8,6 +8,7 @@ number of bytes for one writer task; a peer beyond the bound is dropped, alone.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import trio
 
@@ -32,7 +33,7 @@ class Connection:
         self._held: list[bytes] | None = None
         self._closed = False
         self._has_left = False
-        self._ends_with_peer: trio.CancelScope | None = None
+        self._on_left: Callable[[], None] | None = None
         self.socket = stream.socket  # hypercorn reads the addresses from it
 
     async def peek_line(self) -> bytes:
@@ -104,14 +105,14 @@ class Connection:
     def peer_has_left(self) -> None:
         """Note that nothing more will come: whoever reads has seen the end."""
         self._has_left = True
-        if self._ends_with_peer is not None:
-            self._ends_with_peer.cancel()
+        if self._on_left is not None:
+            self._on_left()
 
-    def end_with_peer(self, scope: trio.CancelScope | None) -> None:
-        """Have a scope cancelled when the peer leaves, or now if it has left; None: no longer. One at a time."""
-        self._ends_with_peer = scope
-        if self._has_left and scope is not None:
-            scope.cancel()
+    def when_peer_leaves(self, call: Callable[[], None] | None) -> None:
+        """Have a function called when the peer leaves, or now if it has left; None: no longer. One at a time."""
+        self._on_left = call
+        if self._has_left and call is not None:
+            call()
 
     def hold(self) -> None:
         """Keep what hypercorn writes until `release`, so that head and first event leave in one packet."""

@@ -258,7 +258,7 @@ class _Exchange:
         try:
             with self.endpoint.pool.relay.open(open_job):
                 await self._submit(open_job)
-                await self._answer_while_connected(open_job)
+                await self._answer_while_connected()
         finally:
             limits.until_started.stop(on_overtime)
             limits.in_all.stop(on_overtime)
@@ -275,19 +275,18 @@ class _Exchange:
                 ErrorCode.UNAVAILABLE, "the queue cannot be reached", retry_after_s=RETRY_AFTER_S
             ) from exc
 
-    async def _answer_while_connected(self, open_job: OpenJob) -> None:
+    async def _answer_while_connected(self) -> None:
         """Send the answer, all but its end; raises what ended the job before anything was sent."""
-        failure: Failed | None = None
-        with trio.CancelScope() as while_connected:
-            if self.connection is not None:
-                self.connection.end_with_peer(while_connected)
-                try:
-                    failure = await self.asked.answer.send_begin(self.send, self._headers)
-                finally:
-                    self.connection.end_with_peer(None)
-            else:
-                failure = await self._answer_beside_watcher(while_connected)
-        if while_connected.cancelled_caught or (failure is None and not open_job.ended):
+        answer = self.asked.answer
+        if self.connection is not None:
+            self.connection.when_peer_leaves(answer.give_up)
+            try:
+                failure = await answer.send_begin(self.send, self._headers)
+            finally:
+                self.connection.when_peer_leaves(None)
+        else:
+            failure = await self._answer_beside_watcher(answer)
+        if answer.is_given_up:
             raise ClientGoneError
         if failure is not None:
             refusal = self.endpoint.dialect.refusal(failure)
@@ -295,11 +294,11 @@ class _Exchange:
                 refusal.retry_after_s = RETRY_AFTER_S
             raise refusal
 
-    async def _answer_beside_watcher(self, while_connected: trio.CancelScope) -> Failed | None:
+    async def _answer_beside_watcher(self, answer: ClientAnswer) -> Failed | None:
         """Answer while a second task waits for the client to leave, where only ASGI tells of that (HTTP/2)."""
         async with trio.open_nursery() as request_nursery:
-            request_nursery.start_soon(_watch, self.receive, while_connected.cancel)
-            failure = await self.asked.answer.send_begin(self.send, self._headers)
+            request_nursery.start_soon(_watch, self.receive, answer.give_up)
+            failure = await answer.send_begin(self.send, self._headers)
             request_nursery.cancel_scope.cancel()
         return failure
 

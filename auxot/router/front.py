@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Event, RawData
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -61,9 +61,17 @@ class _HttpServer(TCPServer):
             await connection.write(event.data)
 
     async def _read_data(self) -> None:
-        """Read to the end, then stop the idle timer: hypercorn 0.18 would hold a closed connection until it rings."""
-        await super()._read_data()
-        self.stream.peer_has_left()
+        """Read to the end, as hypercorn does but for its time limit on each read, which costs a cancel scope.
+
+        The idle timer ends here too: hypercorn 0.18 would hold a closed connection until it rings.
+        """
+        connection: Connection = self.stream
+        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+            while received := await connection.receive_some():
+                await self.protocol.handle(RawData(received))
+            await self.protocol.handle(RawData(b""))
+        await self.protocol.handle(Closed())
+        connection.peer_has_left()
         self.idle_task.end()
 
     async def _idle_timeout(self) -> None:

@@ -155,13 +155,18 @@ class Pool:
     async def run_dispatcher(self) -> None:
         """Give jobs to free slots for ever."""
         while True:
-            with trio.move_on_after(POLL_S):
-                await self.queue.bell.wait()
+            await self.queue.bell.wait()
             try:
                 await self._dispatch()
             except StoreError as exc:
                 self.log.warning("queue.unreachable", error=str(exc))
                 await trio.sleep(STORE_PAUSE_S)
+
+    async def run_poll(self) -> None:
+        """Ring the bell every POLL_S for ever; a time limit on each wait for it would cost more."""
+        while True:
+            await trio.sleep(POLL_S)
+            self.queue.bell.ring()
 
     async def _dispatch(self) -> None:
         """Tell the queue what has ended, and give the free slots jobs; those first that nobody can wait for."""

@@ -133,6 +133,7 @@ async def serve(
             if config.api_keys_file is not None:
                 await _open_key_file(config.api_keys_file, pool=pool, verifier=verifier, background=background)
             background.start_soon(pool.run_dispatcher)
+            background.start_soon(pool.run_poll)
             background.start_soon(pool.run_releaser)
             beat_s = min(config.heartbeat_interval_s, config.dead_worker_timeout_s / 3)
             background.start_soon(partial(sweeper.run, pool.queue, interval_s=config.sweep_interval_s))
