@@ -32,6 +32,7 @@ from auxot.core.errors import ConfigError, KeyRefusedError, LinkError, ProtocolE
 from auxot.core.logs import Level, get_logger
 from auxot.core.messages import (
     AUTH_FAILED,
+    FEATURE_BATCHES,
     Error,
     Heartbeat,
     HeartbeatAck,
@@ -40,13 +41,14 @@ from auxot.core.messages import (
     RouterMessage,
     WorkerMessage,
 )
-from auxot.core.protocol import decode_router_message, encode
+from auxot.core.protocol import decode_router_message, encode, join
 
 CONNECT_TIMEOUT_S = 20.0  # for name look-up and TCP, and again for TLS and the upgrade
 HELLO_TIMEOUT_S = 30.0  # the original's; a router may have many keys to verify before ours
 CLOSE_TIMEOUT_S = 1.0
 MISSED_HEARTBEATS = 3  # so many intervals without a word and the router counts as gone
 OUTBOX_FRAMES = 256  # some 50 ms of tokens: enough to ride out a slow write, too little to hide a stuck router
+MAX_BATCH_CHARS = 64 * 1024  # of messages that share a frame; one read of the router's
 
 # A job carries its conversation, images as base64 included: a router takes bodies of 32 MiB by default and an operator
 # may allow more. The library's default of 1 MiB would end the connection at the first larger job.
@@ -142,6 +144,7 @@ class Link:
         self._socket = socket
         self._settings = settings
         self._outbox, self._outgoing = trio.open_memory_channel[str](OUTBOX_FRAMES)
+        self._sends_batches = FEATURE_BATCHES in ack.features
         self._written = trio.Event()  # everything that was in the outbox when it was closed
         self._log = _log.bind(worker_id=ack.gpu_id)
 
@@ -195,12 +198,33 @@ class Link:
     async def run_sender(self) -> None:
         """Write the outbox to the socket until it is closed or the socket breaks (whoever receives will see it)."""
         with self._outgoing:
-            async for frame in self._outgoing:
+            async for message in self._outgoing:
                 try:
-                    await self._socket.send_message(frame)
+                    for frame in self._frames(message):
+                        await self._socket.send_message(frame)
                 except ConnectionClosed:
                     break
         self._written.set()
+
+    def _frames(self, message: str) -> Iterator[str]:
+        """Yield a message, and what waits behind it: in as few frames as the router takes. Nothing is waited for.
+
+        llama-server writes the tokens of all its slots together, so this is one frame where there would be as many.
+        """
+        batch, n_chars = [message], len(message)
+        while self._sends_batches and (waiting := self._next_waiting()) is not None:
+            if n_chars + len(waiting) > MAX_BATCH_CHARS:
+                yield join(batch)
+                batch, n_chars = [], 0
+            batch.append(waiting)
+            n_chars += len(waiting)
+        yield join(batch)
+
+    def _next_waiting(self) -> str | None:
+        try:
+            return self._outgoing.receive_nowait()
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return None
 
     async def run_heartbeat(self) -> None:
         """Send a heartbeat at every interval until the connection breaks."""

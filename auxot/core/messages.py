@@ -16,9 +16,10 @@ from auxot.core.jobs import Job, Kind, ToolCall
 FEATURE_DELTAS = "deltas"  # tool_call_delta, finishes; `complete` need not repeat the answer
 FEATURE_PARAMS = "params"  # the worker honours job.params
 FEATURE_CONTINUE = "continue"  # the worker goes on with an assistant message at the end, and repeats nothing of it
+FEATURE_BATCHES = "batches"  # frames of several messages, a line each: a router takes them, a worker sends them
 FEATURE_OF_KIND = {Kind.COMPLETION: "completion", Kind.COUNT: "count", Kind.FORWARD: "forward"}  # the worker runs them
-ROUTER_FEATURES = (FEATURE_DELTAS,)
-WORKER_FEATURES = (FEATURE_DELTAS, FEATURE_PARAMS, FEATURE_CONTINUE, *FEATURE_OF_KIND.values())
+ROUTER_FEATURES = (FEATURE_DELTAS, FEATURE_BATCHES)
+WORKER_FEATURES = (FEATURE_DELTAS, FEATURE_PARAMS, FEATURE_CONTINUE, FEATURE_BATCHES, *FEATURE_OF_KIND.values())
 
 PENDING_BACKEND = "pending"  # announced on the policy connection, which never takes a job
 AUTH_FAILED = "authentication failed"  # an original worker stops for good on an error that holds these words

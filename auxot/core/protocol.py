@@ -8,6 +8,8 @@ message that is sent only to a peer that has announced the matching feature:
                                                         which of forwarded.PROBES this worker's llama-server can do
     job.params, job.attempt, message.name, message.reasoning_content, function.strict
     token.choice, token.logprobs
+    a frame of several messages, a line each            sent by a worker that announces FEATURE_BATCHES to a router that
+                                                        does; `encode` writes no line breaks
     job that goes on with the answer of a lost worker   sent only to a worker that announces FEATURE_CONTINUE: its last
                                                         message is the assistant's, which is not repeated
     job.prompt, job.count_only, job.forward             sent only to a worker that announces the kind (FEATURE_OF_KIND)
@@ -27,7 +29,7 @@ Agent workers' messages are left out: no open router has ever served them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 import orjson
@@ -39,6 +41,16 @@ from auxot.core.jobs import Job, Tool, ToolCall
 from auxot.core.messages import Complete, Hello, Policy, RouterMessage, Token, ToolsPolicy, WorkerMessage
 
 JOB_TYPE = "job"  # a Job is a message too; its class belongs to the inner language and knows no wire
+
+
+def join(messages: Sequence[str]) -> str:
+    """Return several encoded messages as one frame, for a peer that takes FEATURE_BATCHES."""
+    return "\n".join(messages)
+
+
+def split(frame: bytes) -> list[bytes]:
+    """Return the encoded messages of a frame that `join` has made."""
+    return frame.split(b"\n")
 
 
 def decode_worker_message(frame: bytes | str) -> WorkerMessage:

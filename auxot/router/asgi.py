@@ -53,21 +53,22 @@ async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int) -> byte
     if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
         await discard_body(receive)
         raise _too_large(limit_bytes)
-    try:
-        with trio.fail_after(BODY_TIMEOUT_S):
-            return await _read_chunks(receive, limit_bytes=limit_bytes)
-    except trio.TooSlowError as exc:
-        raise RefusedError(ErrorCode.REQUEST_TIMEOUT, "the request body did not come in time") from exc
+    with trio.move_on_after(BODY_CHUNK_TIMEOUT_S) as limit:
+        return await _read_chunks(receive, limit, limit_bytes=limit_bytes)
+    raise RefusedError(ErrorCode.REQUEST_TIMEOUT, "the request body did not come in time")
 
 
-async def _read_chunks(receive: Receive, *, limit_bytes: int) -> bytes:
+async def _read_chunks(receive: Receive, limit: trio.CancelScope, *, limit_bytes: int) -> bytes:
+    """Read to the end; the date of `limit` moves with each chunk, but not beyond BODY_TIMEOUT_S in all."""
     chunks: list[bytes] = []
     n_bytes = 0
+    last_at = limit.deadline - BODY_CHUNK_TIMEOUT_S + BODY_TIMEOUT_S
     while True:
-        with trio.fail_after(BODY_CHUNK_TIMEOUT_S):
-            message = await receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
+        if message.get("more_body"):
+            limit.deadline = min(trio.current_time() + BODY_CHUNK_TIMEOUT_S, last_at)
         n_bytes += len(message["body"])
         if n_bytes > limit_bytes:
             await discard_body(receive)

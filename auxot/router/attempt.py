@@ -17,7 +17,6 @@ import enum
 from collections.abc import Iterator
 
 import attrs
-import trio
 
 from auxot.core.errors import ErrorCode, ProtocolError
 from auxot.core.jobs import (
@@ -70,7 +69,6 @@ class Attempt:
     streams_all: bool  # the worker announced FEATURE_DELTAS: nothing is told again in `complete`
     can_be_continued: bool = False  # the worker announced FEATURE_CONTINUE: so may others
     outcome: Outcome | None = None
-    ended: trio.Event = attrs.field(factory=trio.Event)
     _text: list[str] = attrs.field(factory=list)
     _reasoning: list[str] = attrs.field(factory=list)
     _tool_calls: int = 0
@@ -92,7 +90,6 @@ class Attempt:
         """Note how it ended, once."""
         if self.outcome is None:
             self.outcome = outcome
-            self.ended.set()
 
     def on_token(self, message: Token) -> None:
         """Pass on text or reasoning."""

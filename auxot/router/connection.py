@@ -8,6 +8,7 @@ number of bytes for one writer task; a peer beyond the bound is dropped, alone.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import trio
 
@@ -31,6 +32,8 @@ class Connection:
         self._writing = trio.Lock()
         self._held: list[bytes] | None = None
         self._closed = False
+        self._has_left = False
+        self._on_left: Callable[[], None] | None = None
         self.socket = stream.socket  # hypercorn reads the addresses from it
 
     async def peek_line(self) -> bytes:
@@ -45,11 +48,27 @@ class Connection:
         return head[: head.index(b"\n")]
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return the next bytes; b"" at the end of the stream."""
+        """Return the next bytes; b"" at the end of the stream.
+
+        Where a stream of Trio's tries to read and then waits, this waits and then reads: that first try is in vain
+        when messages come one by one.
+
+        Raises:
+            BrokenResourceError, ClosedResourceError: as a stream of Trio's.
+        """
         if self._replay:
             head, self._replay = self._replay, b""
             return head
-        return bytes(await self._stream.receive_some(max_bytes or RECEIVE_BYTES))
+        if self._closed:
+            raise trio.ClosedResourceError
+        while True:
+            await trio.lowlevel.wait_readable(self.socket)
+            try:
+                return os.read(self.socket.fileno(), max_bytes or RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise trio.BrokenResourceError(str(exc)) from exc
 
     def write_nowait(self, chunk: bytes) -> int:
         """Write what the kernel takes at once; return how many bytes. Raises OSError when the peer is gone."""
@@ -82,6 +101,18 @@ class Connection:
             raise
 
     send_all = write  # hypercorn's name for it
+
+    def peer_has_left(self) -> None:
+        """Note that nothing more will come: whoever reads has seen the end."""
+        self._has_left = True
+        if self._on_left is not None:
+            self._on_left()
+
+    def when_peer_leaves(self, call: Callable[[], None] | None) -> None:
+        """Have a function called when the peer leaves, or now if it has left; None: no longer. One at a time."""
+        self._on_left = call
+        if self._has_left and call is not None:
+            call()
 
     def hold(self) -> None:
         """Keep what hypercorn writes until `release`, so that head and first event leave in one packet."""

@@ -2,9 +2,9 @@
 
     key -> place in line -> body -> ask (dialect.parse) -> images -> relay.open -> queue -> (worker) -> answer
 
-Plain ASGI, because a web framework would double the cost of a short request. Beside the task that answers runs one
-that waits for the client to leave and for the request's time to run out: leaving cancels everything, and the worker
-is told; a time that has run out is an error like any other, with its status if nothing was sent yet.
+Plain ASGI, because a web framework would double the cost of a short request, and one task, because a second one that
+watches would add a third. A client that leaves cancels everything, and the worker is told; a time that has run out is
+an error like any other, with its status if nothing was sent yet.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from auxot.router.headers import Headers, job_headers
 from auxot.router.images import has_web_images
 from auxot.router.relay import OpenJob
 from auxot.router.streaming import ClientAnswer, CollectedAnswer, StreamingAnswer, WholeAnswer
+from auxot.router.timer import Timer
 
 if TYPE_CHECKING:
     from auxot.core.logs import Logger
@@ -46,11 +47,11 @@ _TRY_AGAIN = (ErrorCode.UNAVAILABLE, ErrorCode.RATE_LIMITED)
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What one request may take: bytes of its body, seconds until a worker has it, seconds in all, and of silence."""
+    """What one request may take: bytes of its body, time until a worker has it, time in all, and seconds of silence."""
 
     max_body_bytes: int
-    queue_timeout_s: float
-    job_timeout_s: float
+    until_started: Timer
+    in_all: Timer
     keep_alive_s: float
 
 
@@ -121,7 +122,15 @@ class Endpoint:
             request_id=scope[REQUEST_ID],
             key_name=place.principal.name,
         )
-        exchange = _Exchange(endpoint=self, asked=asked, record=record, place=place, receive=receive, send=send)
+        exchange = _Exchange(
+            endpoint=self,
+            asked=asked,
+            record=record,
+            place=place,
+            receive=receive,
+            send=send,
+            connection=writable_connection(scope),
+        )
         try:
             await exchange.run()
         except RefusedError as exc:
@@ -139,7 +148,7 @@ class Endpoint:
         failure: RefusedError | None = None
         is_done = False
         async with trio.open_nursery() as request_nursery:
-            request_nursery.start_soon(_end_on_disconnect, receive, request_nursery.cancel_scope)
+            request_nursery.start_soon(_watch, receive, request_nursery.cancel_scope.cancel)
             try:
                 await self.images.put_in(job, grow=lambda n_bytes: admission.resize(place, place.n_bytes + n_bytes))
             except RefusedError as exc:
@@ -220,18 +229,20 @@ class _Exchange:
     place: Place
     receive: Receive
     send: Send
+    connection: Connection | None  # the client's, if it can be watched and written directly
 
     async def run(self) -> None:
         """Queue the job, send its answer, and leave nothing behind however this ends."""
-        limits, job = self.endpoint.limits, self.asked.job
-        began = trio.current_time()
-        limit = trio.CancelScope(deadline=began + min(limits.queue_timeout_s, limits.job_timeout_s))
+        job, limits = self.asked.job, self.endpoint.limits
         admission, place, frame = self.endpoint.pool.admission, self.place, encode(job)
         admission.resize(place, len(frame))
 
         def on_started() -> None:
-            limit.deadline = began + limits.job_timeout_s
+            limits.until_started.stop(on_overtime)
             admission.on_started(place)
+
+        def on_overtime() -> None:
+            self._stop(open_job)
 
         open_job = OpenJob(
             record=self.record,
@@ -243,13 +254,17 @@ class _Exchange:
             on_started=on_started,
             draft=Draft() if can_be_continued(job) else None,
         )
+        limits.until_started.start(on_overtime)
+        limits.in_all.start(on_overtime)
         try:
             with self.endpoint.pool.relay.open(open_job):
                 await self._submit(open_job)
-                await self._answer_while_connected(open_job, limit)
+                await self._answer_while_connected()
         finally:
+            limits.until_started.stop(on_overtime)
+            limits.in_all.stop(on_overtime)
             await self.endpoint.pool.withdraw(open_job)  # noqa: ASYNC102 -- it shields itself, with a deadline
-        # The watcher is gone, so hypercorn may recycle the connection in peace.
+        # Nothing listens to the client any more, so hypercorn may recycle the connection in peace.
         await self.asked.answer.send_end(self.send, self._headers)
 
     async def _submit(self, open_job: OpenJob) -> None:
@@ -261,44 +276,44 @@ class _Exchange:
                 ErrorCode.UNAVAILABLE, "the queue cannot be reached", retry_after_s=RETRY_AFTER_S
             ) from exc
 
-    async def _answer_while_connected(self, open_job: OpenJob, limit: trio.CancelScope) -> None:
+    async def _answer_while_connected(self) -> None:
         """Send the answer, all but its end; raises what ended the job before anything was sent."""
-        failure: Failed | None = None
-        is_complete = False
-        async with trio.open_nursery() as request_nursery:
-            request_nursery.start_soon(self._watch, open_job, limit, request_nursery.cancel_scope)
-            failure = await self.asked.answer.send_begin(self.send, self._headers)
-            is_complete = open_job.ended
-            request_nursery.cancel_scope.cancel()
+        answer = self.asked.answer
+        if self.connection is not None:
+            self.connection.when_peer_leaves(answer.give_up)
+            try:
+                failure = await answer.send_begin(self.send, self._headers)
+            finally:
+                self.connection.when_peer_leaves(None)
+        else:
+            failure = await self._answer_beside_watcher(answer)
+        if answer.is_given_up:
+            raise ClientGoneError
         if failure is not None:
             refusal = self.endpoint.dialect.refusal(failure)
             if failure.code in _TRY_AGAIN:
                 refusal.retry_after_s = RETRY_AFTER_S
             raise refusal
-        if not is_complete:
-            raise ClientGoneError
 
-    async def _watch(self, open_job: OpenJob, limit: trio.CancelScope, request_scope: trio.CancelScope) -> None:
-        """Wait for the client to leave; when the time runs out first, fail the job and let its worker go."""
-        with limit:
-            await _wait_for_disconnect(self.receive)
-        if limit.cancelled_caught and limit.deadline > trio.current_time():
-            # A worker took the job in the very moment in which it had waited for too long.
-            limit = trio.CancelScope(deadline=limit.deadline)
-            with limit:
-                await _wait_for_disconnect(self.receive)
-        if limit.cancelled_caught:
-            open_job.fail(self._out_of_time(open_job))
-            if open_job.cancel_attempt is not None:
-                open_job.cancel_attempt()
-            await _wait_for_disconnect(self.receive)
-        request_scope.cancel()
+    async def _answer_beside_watcher(self, answer: ClientAnswer) -> Failed | None:
+        """Answer while a second task waits for the client to leave, where only ASGI tells of that (HTTP/2)."""
+        async with trio.open_nursery() as request_nursery:
+            request_nursery.start_soon(_watch, self.receive, answer.give_up)
+            failure = await answer.send_begin(self.send, self._headers)
+            request_nursery.cancel_scope.cancel()
+        return failure
+
+    def _stop(self, open_job: OpenJob) -> None:
+        """Fail a job that has taken too long, and let its worker go."""
+        open_job.fail(self._out_of_time(open_job))
+        if open_job.cancel_attempt is not None:
+            open_job.cancel_attempt()
 
     def _out_of_time(self, open_job: OpenJob) -> Failed:
         limits = self.endpoint.limits
-        if open_job.record.attempt == 0 and limits.queue_timeout_s <= limits.job_timeout_s:
-            return Failed(ErrorCode.UNAVAILABLE, f"no worker was free within {limits.queue_timeout_s:g} s")
-        return Failed(ErrorCode.TIMEOUT, f"the job did not end within {limits.job_timeout_s:g} s")
+        if open_job.record.attempt == 0 and limits.until_started.duration_s <= limits.in_all.duration_s:
+            return Failed(ErrorCode.UNAVAILABLE, f"no worker was free within {limits.until_started.duration_s:g} s")
+        return Failed(ErrorCode.TIMEOUT, f"the job did not end within {limits.in_all.duration_s:g} s")
 
     def _headers(self) -> Headers:
         """Return the headers of the answer, as they are when its head is sent."""
@@ -324,14 +339,11 @@ def writable_connection(scope: Scope) -> Connection | None:
     return connection if isinstance(connection, Connection) else None
 
 
-async def _wait_for_disconnect(receive: Receive) -> None:
+async def _watch(receive: Receive, when_left: Callable[[], None]) -> None:
+    """Wait for the client to leave."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _end_on_disconnect(receive: Receive, request_scope: trio.CancelScope) -> None:
-    await _wait_for_disconnect(receive)
-    request_scope.cancel()
+    when_left()
 
 
 def _ms(start: float, end: float | None) -> float | None:

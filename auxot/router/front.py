@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Event, RawData, Updated
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -32,13 +32,13 @@ from hypercorn.utils import wrap_app
 
 from auxot.router.connection import Connection
 from auxot.router.crowd import MAX_IDLE, Crowd, look_for_vanished_peers, open_limit
+from auxot.router.idle_timer import IDLE_TIMEOUT_S, IdleTimer
 from auxot.router.websocket import WorkerSocket, accept_worker
 
 if TYPE_CHECKING:
     from auxot.core.logs import Logger
 
 HEAD_TIMEOUT_S = 5.0  # for the first line of a connection, and for a WebSocket handshake
-IDLE_TIMEOUT_S = 75.0  # keep-alive: longer than the 60 s of common load balancers, which must be first to close
 MAX_HEADERS_BYTES = 32 * 1024
 CLOSE_TIMEOUT_S = 3.0  # for the last bytes, when everything ends
 BACKLOG = 2048
@@ -51,12 +51,10 @@ class _HttpServer(TCPServer):
     """hypercorn's connection, with writes that are tried at once and end when they are cancelled."""
 
     stream: Any
-    _has_ended = False
+    idle_task: Any  # an IdleTimer
 
     async def protocol_send(self, event: Event) -> None:
         connection: Connection = self.stream
-        if isinstance(event, Updated) and self._has_ended:
-            return  # an answer ended after its client: the idle timer would hold the connection until it rings
         if not isinstance(event, RawData):
             await connection.release()
             await super().protocol_send(event)
@@ -64,10 +62,22 @@ class _HttpServer(TCPServer):
             await connection.write(event.data)
 
     async def _read_data(self) -> None:
-        """Read to the end, then stop the idle timer: hypercorn 0.18 would hold a closed connection until it rings."""
-        await super()._read_data()
-        self._has_ended = True
-        await self.idle_task.stop()
+        """Read to the end, as hypercorn does but for its time limit on each read, which costs a cancel scope.
+
+        The idle timer ends here too: hypercorn 0.18 would hold a closed connection until it rings.
+        """
+        connection: Connection = self.stream
+        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+            while received := await connection.receive_some():
+                await self.protocol.handle(RawData(received))
+            await self.protocol.handle(RawData(b""))
+        await self.protocol.handle(Closed())
+        connection.peer_has_left()
+        self.idle_task.end()
+
+    async def _idle_timeout(self) -> None:
+        """Close the connection: what the idle timer calls."""
+        await self._initiate_server_close()
 
 
 @attrs.frozen(kw_only=True)
@@ -131,7 +141,9 @@ class _Front:
                 await self.serve_worker(worker_socket)
         else:
             state = ConnectionState({**self.state, "connection": connection})
-            await _HttpServer(self.app, self.config, self.context, state, connection).run()  # type: ignore[arg-type]
+            server = _HttpServer(self.app, self.config, self.context, state, connection)  # type: ignore[arg-type]
+            server.idle_task = IdleTimer(self.context.terminated)
+            await server.run()
 
 
 async def serve_front(

@@ -2,7 +2,8 @@
 
     request -> submit -> (line -> releaser) -> stream entry
     dispatcher: claim as many as slots are free -> plan (`placement`: who gets which) -> session.start
-    session -> settle: acknowledge, or release for another worker, or resume: held here until a worker can go on
+    session -> settle: acknowledge, or release for another worker (both done by the dispatcher, those of many jobs
+               together), or resume: held here until a worker can go on
 
 An answer that is written in part is continued from here: only here is it known what has been written. A worker of this
 router goes on with it, without an entry; if none can, what is missing is queued like a job, for those of others.
@@ -69,6 +70,7 @@ class Pool:
     quiet: trio.Event  # once set, only jobs of clients that wait here are claimed
     correspondence: Correspondence = attrs.field(init=False)
     _unwanted: list[bytes] = attrs.field(factory=list)  # entries that must not run again
+    _given_back: list[tuple[bytes, bool]] = attrs.field(factory=list)  # for others; True: we decline to take it again
     _live: dict[str, float] = attrs.field(factory=dict)  # other routers, and until when they are taken to live
     _held: deque[ClaimedJob] = attrs.field(factory=deque)  # claimed, and no session has them (yet)
 
@@ -176,8 +178,8 @@ class Pool:
         with trio.move_on_after(WITHDRAW_TIMEOUT_S, shield=True), suppress(StoreError):
             await self.queue.withdraw(entry_id)  # else the dispatcher drops it when it gets there
 
-    async def settle(self, attempt: Attempt) -> None:
-        """Tell the queue how a delivery ended; cancel-safe under the caller's shield."""
+    def settle(self, attempt: Attempt) -> None:
+        """Decide what becomes of a job whose delivery has ended; the dispatcher tells the queue."""
         if attempt.number != attempt.open_job.record.attempt:
             return  # somebody else runs it by now, and settles it: this router was taken for dead
         open_job = attempt.open_job
@@ -188,32 +190,48 @@ class Pool:
         lost = attempt.outcome is Outcome.LOST
         runs_again = lost and self.correspondence.lose(open_job, attempt=attempt.number)
         self.correspondence.settled(attempt.job_id, open_job)
-        await self._settle(attempt.entry_id, runs_again=runs_again)
+        self._settle(attempt.entry_id, runs_again=runs_again)
 
     async def run_dispatcher(self) -> None:
         """Give jobs to free slots for ever."""
         while True:
-            with trio.move_on_after(self._patience_s()):
+            if (patience_s := self._patience_s()) is None:
                 await self.queue.bell.wait()
+            else:
+                with trio.move_on_after(patience_s):
+                    await self.queue.bell.wait()
             try:
                 await self._dispatch()
             except StoreError as exc:
                 self.log.warning("queue.unreachable", error=str(exc))
                 await trio.sleep(STORE_PAUSE_S)
 
+    async def run_poll(self) -> None:
+        """Ring the bell every POLL_S for ever; a time limit on each wait for it would cost more."""
+        while True:
+            await trio.sleep(POLL_S)
+            self.queue.bell.ring()
+
     async def _dispatch(self) -> None:
-        """Claim and hand over until the queue is empty or every slot is taken."""
+        """Tell the queue what has ended, and give the free slots jobs; those first that nobody can wait for."""
+        while self._given_back:
+            entry_id, declines = self._given_back.pop()
+            await self.queue.release(entry_id, declines=declines)
         await self._hand_over()
         while self._unwanted:
             await self._withdraw(self._unwanted.pop())
-        if self.quiet.is_set() and not len(self.relay):
-            return
+        if len(self.relay) or not self.quiet.is_set():
+            await self._claim()
+        await self.queue.flush()
+
+    async def _claim(self) -> None:
+        """Claim and hand over until the queue is empty or every slot is taken."""
         while len(self._held) < MAX_CLAIM and (free := self.fleet.n_free_slots(at_most=MAX_CLAIM)):
             claimed_jobs = await self.queue.claim(free)
-            if not claimed_jobs:
-                return
             self._held.extend(map(self._counted, claimed_jobs))
             await self._hand_over()
+            if len(claimed_jobs) < free:  # no more wait, or the bell has been rung
+                return
 
     def _counted(self, claimed: ClaimedJob) -> ClaimedJob:
         """Return a claimed job with the attempts of the entries before it; to be asked once."""
@@ -223,14 +241,14 @@ class Pool:
         attempt = claimed.attempt + n_before
         return attrs.evolve(claimed, attempt=attempt, is_exhausted=attempt > self.max_attempts)
 
-    def _patience_s(self) -> float:
-        """Return how long the dispatcher may sleep: no longer than the next job may be held for a warm worker."""
+    def _patience_s(self) -> float | None:
+        """Return how long the next job may be held for a warm worker; None: there is none."""
         if not self._held or not self.placement.wait_s:
-            return POLL_S
+            return None
         now, guests = trio.current_time(), self.correspondence.guests
         jobs = (self.relay.find(claimed.job_id) or guests.get(claimed.job_id) for claimed in self._held)
         waits_s = (job.warm_by - now for job in jobs if job is not None and job.warm_by is not None)
-        return min((wait_s for wait_s in waits_s if wait_s > 0), default=POLL_S)  # else it waits for any free slot
+        return min((wait_s for wait_s in waits_s if wait_s > 0), default=None)  # else it waits for any free slot
 
     async def _hand_over(self) -> None:
         """Give what is claimed to the best workers, in order. StoreError: what no session has is still held."""
@@ -275,7 +293,7 @@ class Pool:
         elif is_rest:
             await self._hold_rest(claimed, open_job, needs=wish.needs)
         else:
-            await self._wait_for_worker(claimed, open_job, needs=wish.needs)
+            self._wait_for_worker(claimed, open_job, needs=wish.needs)
 
     def _give(self, claimed: ClaimedJob, open_job: OpenJob, *, session: Session, route: str) -> None:
         open_job.record.route = route
@@ -317,18 +335,15 @@ class Pool:
         if open_job is not None and _is_from_queue(open_job) and self._runs_here(open_job):
             return None  # this router was taken for dead: the job is its own again, and the session settles it
         if open_job is None or open_job.ended or not self._may_run(open_job, claimed):
-            await self._drop(claimed)
+            self.log.info("job.dropped", job_id=claimed.job_id, reason="nobody waits for it")
+            self._give_up(claimed, runs_again=False)
             return None
         if claimed.is_exhausted:
             message = f"given up after {self.max_attempts} deliveries"
             open_job.fail(Failed(ErrorCode.WORKER_LOST, message))
-            await self._give_up(claimed, runs_again=False)
+            self._give_up(claimed, runs_again=False)
             return None
         return open_job
-
-    async def _drop(self, claimed: ClaimedJob) -> None:
-        self.log.info("job.dropped", job_id=claimed.job_id, reason="nobody waits for it")
-        await self._give_up(claimed, runs_again=False)
 
     def _may_run(self, open_job: OpenJob, claimed: ClaimedJob) -> bool:
         """Whether a job may run (again); one that another router ran until it died may have shown its client text."""
@@ -432,38 +447,37 @@ class Pool:
         if open_job.ended:
             await self.withdraw(open_job)
 
-    async def _wait_for_worker(self, claimed: ClaimedJob, open_job: OpenJob, *, needs: str | None) -> None:
+    def _wait_for_worker(self, claimed: ClaimedJob, open_job: OpenJob, *, needs: str | None) -> None:
         """Keep a job that not every worker can do, or that was held already, or leave it to other routers.
 
         Others are given back: a worker has left.
         """
         if not self.fleet.count().workers or (needs is None and open_job.warm_by is None):
-            await self._give_up(claimed, runs_again=True)
+            self._give_up(claimed, runs_again=True)
         elif needs is None or self.fleet.can(needs):
             self._hold(claimed)
         elif self.census.others_can(needs):
-            await self._give_up(claimed, runs_again=True, declines=True)
+            self._give_up(claimed, runs_again=True, declines=True)
         else:
             open_job.fail(Failed(ErrorCode.NOT_IMPLEMENTED, f"no connected worker can do this ({needs})"))
-            await self._give_up(claimed, runs_again=False)
+            self._give_up(claimed, runs_again=False)
 
-    async def _give_up(self, claimed: ClaimedJob, *, runs_again: bool, declines: bool = False) -> None:
+    def _give_up(self, claimed: ClaimedJob, *, runs_again: bool, declines: bool = False) -> None:
         """Settle a claim that no session has taken. A guest is forgotten: the next claim is another attempt."""
         guest = self.correspondence.guests.get(claimed.job_id)
         if guest is not None and guest.entry_id == claimed.entry_id:
             self.correspondence.settled(claimed.job_id)
-        await self._settle(claimed.entry_id, runs_again=runs_again, declines=declines)
+        self._settle(claimed.entry_id, runs_again=runs_again, declines=declines)
 
-    async def _settle(self, entry_id: bytes, *, runs_again: bool, declines: bool = False) -> None:
+    def _settle(self, entry_id: bytes, *, runs_again: bool, declines: bool = False) -> None:
+        """Have the dispatcher release an entry, or acknowledge it."""
         if entry_id == _NO_ENTRY:
             return
-        try:
-            if runs_again:
-                await self.queue.release(entry_id, declines=declines)
-            else:
-                await self.queue.ack(entry_id)
-        except StoreError as exc:  # the queue remembers it and tries again with the next claim
-            self.log.warning("job.not_settled", error=str(exc))
+        if runs_again:
+            self._given_back.append((entry_id, declines))
+            self.queue.bell.ring()
+        else:
+            self.queue.ack_soon(entry_id)
 
 
 def _is_from_queue(open_job: OpenJob) -> bool:

@@ -23,6 +23,7 @@ A queue that is polled costs one command a look: RELEASED is read only when a be
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -125,7 +126,7 @@ class JobQueue:
 
         What fails here is done by another router's sweeper once the heartbeat has run out.
         """
-        await self._ack_again()
+        await self.flush()
         await self.release_all_of(self.router_id)
         self._held.clear()
         await self.store.execute("DEL", router_key(self.router_id))
@@ -160,6 +161,9 @@ class JobQueue:
 
         Args:
             count: at least 1; the free slots.
+
+        Returns:
+            The jobs. Where there are fewer than `count`, either no more wait or the bell has been rung.
         """
         with self._claiming():
             if self._may_have_orphans:
@@ -169,6 +173,7 @@ class JobQueue:
                 jobs += await self._claim_new(count - len(jobs))
             for unreadable in (job for job in jobs if isinstance(job, bytes)):
                 await self.ack(unreadable)
+                self.bell.ring()
             readable = [job for job in jobs if isinstance(job, ClaimedJob)]
             self._held.update(job.entry_id for job in readable)
             return readable
@@ -190,6 +195,26 @@ class JobQueue:
         finally:
             self._held.discard(entry_id)
         return bool(replies[0])
+
+    def ack_soon(self, entry_id: bytes) -> None:
+        """Take a claimed job out of the queue with the next `flush`, for which the bell is rung.
+
+        It costs no task of its own, and what ended together goes in one command. This router does not get it again.
+        """
+        self._unacked.add(entry_id)
+        self._held.discard(entry_id)
+        self.bell.ring()
+
+    async def flush(self) -> None:
+        """Do the acks that are due. Cancelled or StoreLostError: the next claim, or flush, repeats them."""
+        try:
+            while self._unacked:
+                entry_ids = list(itertools.islice(self._unacked, PAGE))
+                await self.store.transaction(self._removal(*entry_ids))
+                self._unacked.difference_update(entry_ids)
+        except BaseException:
+            self._may_have_orphans = True
+            raise
 
     async def release(self, entry_id: bytes, *, declines: bool = False) -> bool:
         """Give a claimed job back, in front of all that is new: any router may claim it at once.
@@ -291,7 +316,7 @@ class JobQueue:
     async def _recover(self) -> None:
         """Repeat lost acks and release the entries that are ours in Redis but not here."""
         self._may_have_orphans = False
-        await self._ack_again()
+        await self.flush()
         start = b"-"
         while rows := await self._pending_of(self.router_id, start=start):
             ours = self._held | self._unacked  # an ack may have been interrupted while we were asking
@@ -301,17 +326,12 @@ class JobQueue:
             await self._announce_released(len(orphans))
             start = b"(" + rows[-1].entry_id
 
-    async def _ack_again(self) -> None:
-        for entry_id in list(self._unacked):
-            await self.store.transaction(self._removal(entry_id))
-            self._unacked.discard(entry_id)
-
     async def _claim_released(self, count: int) -> list[ClaimedJob | bytes]:
         self._released_bell.is_rung = False
         declined = self._declined.current()
         rows = await self._pending_of(RELEASED, count=count + len(declined))
         if len(rows) >= count or declined:
-            self._released_bell.is_rung = True  # there may be more than we can take
+            self._released_bell.ring()  # there may be more than we can take, and others may take these
         rows = [row for row in rows if row.entry_id not in declined][:count]
         if not rows:
             return []
@@ -330,7 +350,7 @@ class JobQueue:
     async def _claim_new(self, count: int) -> list[ClaimedJob | bytes]:
         command = ("XREADGROUP", "GROUP", GROUP, self.router_id, "COUNT", count, "STREAMS", self.key, ">")
         while True:
-            held = self._held.copy()
+            held = self._held | self._unacked
             [streams] = await self._with_group(command)
             if not streams:
                 return []
@@ -371,9 +391,9 @@ class JobQueue:
             self._released_bell.ring()
             await self.store.execute("PUBLISH", self._released_channel, self.router_id)
 
-    def _removal(self, entry_id: bytes) -> tuple[Command, Command]:
-        """The two commands that take an entry out; never one without the other."""
-        return ("XACK", self.key, GROUP, entry_id), ("XDEL", self.key, entry_id)
+    def _removal(self, *entry_ids: bytes) -> tuple[Command, Command]:
+        """The two commands that take entries out; never one without the other."""
+        return ("XACK", self.key, GROUP, *entry_ids), ("XDEL", self.key, *entry_ids)
 
     async def _with_group(self, *commands: Command) -> list[Any]:
         """Run commands; if they fail, see to the group (no error tells that it is missing) and run them once more."""

@@ -16,6 +16,7 @@ sockets that it holds open are listened on.
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -46,7 +47,7 @@ from auxot.router.dialects.anthropic import AnthropicCount, AnthropicMessages
 from auxot.router.dialects.openai_chat import OPENAI_CHAT
 from auxot.router.exchange import Limits
 from auxot.router.fleet import Fleet
-from auxot.router.front import LINGER_S, FrontPhases, serve_front
+from auxot.router.front import FrontPhases, serve_front
 from auxot.router.handshake import Doorkeeper
 from auxot.router.images import Images
 from auxot.router.key_file import KeyFile
@@ -59,6 +60,7 @@ from auxot.router.queue import JobQueue
 from auxot.router.recount import Recount
 from auxot.router.relay import Relay
 from auxot.router.store import Store, open_store
+from auxot.router.timer import Timer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,6 +119,7 @@ async def main(config: RouterConfig, *, read_config: Callable[[], RouterConfig] 
                 async with trio.open_nursery() as serving:
                     start = partial(serve, config, phases=phases, sockets=sockets)
                     reloader.router = router = await serving.start(start)
+                    gc.freeze()  # what was imported stays: looking through it again and again costs pauses of 50 ms
                     main_nursery.start_soon(notifier.run, router.status)
                     notifier.ready(router.status())
                 main_nursery.cancel_scope.cancel()
@@ -161,6 +164,7 @@ async def serve(
             if config.api_keys_file is not None:
                 await _open_key_file(config.api_keys_file, pool=pool, verifier=verifier, background=background)
             background.start_soon(pool.run_dispatcher)
+            background.start_soon(pool.run_poll)
             background.start_soon(pool.run_releaser)
             delay_s, grace_s = config.shutdown_delay_s, config.shutdown_grace_s
             draining = partial(_be_quiet_after_draining, pool, phases, delay_s=delay_s, grace_s=grace_s)
@@ -170,7 +174,8 @@ async def serve(
             background.start_soon(partial(sweeper.keep_alive, pool.queue, interval_s=beat_s))
             if config.redis_url is not None:
                 _start_mail(pool, store, background)
-            parts = _parts(config, pool=pool, verifier=verifier, phases=phases, log=log)
+            limits = _limits(config, background)
+            parts = _parts(config, pool=pool, verifier=verifier, limits=limits, phases=phases, log=log)
             await _serve_front(config, parts, phases=phases, sockets=sockets, task_status=task_status)
             if pool.correspondence.mailbox is not None:
                 with trio.move_on_after(CLOSE_TIMEOUT_S / 2):
@@ -325,13 +330,22 @@ def _catalog(config: RouterConfig) -> Catalog:
     )
 
 
-def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: FrontPhases, log: Logger) -> Parts:
+def _limits(config: RouterConfig, background: trio.Nursery) -> Limits:
+    """Return what a request may take, with its timers running."""
     limits = Limits(
         max_body_bytes=config.max_body_bytes,
-        queue_timeout_s=config.queue_timeout_s,
-        job_timeout_s=config.job_timeout_s,
+        until_started=Timer(config.queue_timeout_s),
+        in_all=Timer(config.job_timeout_s),
         keep_alive_s=config.keep_alive_interval_s,
     )
+    background.start_soon(limits.until_started.run)
+    background.start_soon(limits.in_all.run)
+    return limits
+
+
+def _parts(
+    config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, limits: Limits, phases: FrontPhases, log: Logger
+) -> Parts:
     return Parts(
         pool=pool,
         verifier=verifier,

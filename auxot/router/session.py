@@ -1,4 +1,4 @@
-"""One worker's connection: handshake, receive, send, one task a job.
+"""One worker's connection: handshake, receive, send.
 
     starting  hello accepted, no jobs yet (a policy connection stays here until it leaves)
     ready     `config` came: jobs flow, at most `n_slots`
@@ -14,7 +14,7 @@ of CPU at saturation, 45 us when tokens come one by one).
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 import attrs
@@ -23,6 +23,7 @@ import trio
 from auxot.core.errors import ErrorCode, ProtocolError
 from auxot.core.jobs import Failed
 from auxot.core.messages import (
+    FEATURE_BATCHES,
     FEATURE_CONTINUE,
     FEATURE_DELTAS,
     PENDING_BACKEND,
@@ -48,7 +49,7 @@ from auxot.core.messages import (
     ToolGenerating,
     WorkerMessage,
 )
-from auxot.core.protocol import decode_worker_message, encode, with_attempt
+from auxot.core.protocol import decode_worker_message, encode, split, with_attempt
 from auxot.router.attempt import Attempt, Outcome
 from auxot.router.conduct import Conduct, EndlessAnswerError
 from auxot.router.websocket import CLOSE_GOING_AWAY, SocketClosedError, WorkerSocket
@@ -61,8 +62,8 @@ if TYPE_CHECKING:
 
 MAX_SLOTS = 1024  # a worker that announces more is believed this far
 MAX_LOGGED_CHARS = 500  # of what a worker says of itself
+MAX_LIVENESS_STEP_S = 1.0  # a silent worker is dropped so much later at most
 PAUSE_S = 0.5  # without jobs for a worker that gave one back
-SETTLE_TIMEOUT_S = 2.0  # for the queue to hear how a job ended, also while everything is being cancelled
 ANNOUNCEMENT_WEIGHT = 50  # of a message that is logged; see `conduct`
 JobMessage = Token | ToolCallDeltaMessage | PromptProgressMessage | ForwardHead | ForwardBody | Complete | Error
 CliMessage = JobOverload | JobToolCallRequest | ToolGenerating | BuiltinTool
@@ -85,7 +86,7 @@ class Session:
     worker_id: str
     socket: WorkerSocket
     fleet: Fleet[Session]
-    settle: Callable[[Attempt], Awaitable[None]]  # tell the queue how a delivery ended; the pool's
+    settle: Callable[[Attempt], None]  # what to do when a delivery has ended; the pool's
     default_slots: int  # when the worker does not say how many it has
     dead_after_s: float
     log: Logger
@@ -95,8 +96,10 @@ class Session:
     _n_slots: int = 0
     _conduct: Conduct = attrs.field(factory=Conduct)
     _streams_all: bool = False
+    _sends_batches: bool = False
     _nursery: trio.Nursery | None = None
     _liveness: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    _next_step_at: float = float("-inf")  # when a message moves the liveness deadline again
     _n_pauses: int = 0  # under way
 
     @property
@@ -118,23 +121,27 @@ class Session:
         """Serve the connection until it is over; returns normally however it ends.
 
         Args:
-            early: messages that came in the same read as `hello`.
+            early: frames that came in the same read as `hello`.
         """
+        self._sends_batches = FEATURE_BATCHES in self.features
         self.fleet.update(self)
         try:
             async with trio.open_nursery() as session_nursery:
                 self._nursery = session_nursery
                 session_nursery.start_soon(self.socket.drain)
                 await self._receive_until_gone(early)
-                self._leave()  # before its jobs are settled: they must not come back to it
                 session_nursery.cancel_scope.cancel()
         finally:
             self._leave()
             self.socket.abort()
 
     def _leave(self) -> None:
+        """Leave the fleet, then give back what runs: it must not come back here."""
         self.state = State.GONE
         self.fleet.remove(self)
+        for attempt in list(self.attempts.values()):
+            attempt.end(Outcome.LOST)
+            self._settle(attempt)
 
     def start(self, claimed: ClaimedJob, open_job: OpenJob) -> None:
         """Send a claimed job to the worker and take a slot for it. The caller has seen that one is free."""
@@ -150,8 +157,6 @@ class Session:
         self.fleet.update(self)
         open_job.start(worker_id=self.worker_id, attempt=claimed.attempt, cancel=lambda: self._cancel(attempt))
         self.socket.send(with_attempt(claimed.data, claimed.attempt))
-        assert self._nursery is not None
-        self._nursery.start_soon(self._run_job, attempt)
 
     def tell_policy(self, policy: Policy) -> None:
         """Tell the worker that the policy has changed; what it makes of that it announces with `config`."""
@@ -173,8 +178,8 @@ class Session:
             self._nursery.cancel_scope.cancel()
 
     async def _receive_until_gone(self, early: list[bytes]) -> None:
-        """Handle messages; the liveness deadline moves with each read."""
-        self._liveness.deadline = trio.current_time() + self.dead_after_s
+        """Handle messages until the connection is over, or the worker silent for `dead_after_s`."""
+        self._show_life()
         try:
             with self._liveness:
                 await self._receive_loop(early)
@@ -183,21 +188,30 @@ class Session:
         if self._liveness.cancelled_caught:
             self.log.warning("worker.silent", worker_id=self.worker_id, dead_after_s=self.dead_after_s)
 
-    async def _receive_loop(self, messages: list[bytes]) -> None:
+    async def _receive_loop(self, frames: list[bytes]) -> None:
         written: dict[Answer, None] = {}  # answers that got something in this read, in order
         while True:
-            for message in messages:
-                self._take(message, written)
+            for frame in frames:
+                for message in split(frame) if self._sends_batches else (frame,):
+                    self._take(message, written)
             for answer in written:
                 answer.flush()
             written.clear()
-            messages = await self.socket.receive()
-            self._liveness.deadline = trio.current_time() + self.dead_after_s
+            frames = await self.socket.receive()
+            self._show_life()
 
-    def _take(self, frame: bytes, written: dict[Answer, None]) -> None:
+    def _show_life(self) -> None:
+        """Move the liveness deadline, at most once a step: that costs as much as reading a token."""
+        now = trio.current_time()
+        if now >= self._next_step_at:
+            step_s = min(MAX_LIVENESS_STEP_S, self.dead_after_s / 10)
+            self._next_step_at = now + step_s
+            self._liveness.deadline = now + step_s + self.dead_after_s
+
+    def _take(self, encoded: bytes, written: dict[Answer, None]) -> None:
         """Handle one message. A bad one is counted, not fatal: the original's rule."""
         try:
-            message = decode_worker_message(frame)
+            message = decode_worker_message(encoded)
         except ProtocolError as exc:
             self._on_bad_message(exc)
             return
@@ -205,9 +219,9 @@ class Session:
             if isinstance(message, Error) and message.job_id is None:
                 self._on_worker_error(message)
             elif isinstance(message, JobMessage):
-                self._on_job_message(message, written, len(frame))
+                self._on_job_message(message, written, len(encoded))
             else:
-                self._on_other_message(message, written, len(frame))
+                self._on_other_message(message, written, len(encoded))
         except EndlessAnswerError as exc:
             self._drop(exc.reason)
         except ProtocolError as exc:
@@ -232,12 +246,12 @@ class Session:
             attempt.on_forward_body(message)
         elif isinstance(message, Complete):
             attempt.on_complete(message)
-            self._free_slot(attempt)
+            self._settle(attempt)
         else:
             attempt.on_error(message)
             if attempt.outcome is Outcome.LOST:
                 self._pause()
-            self._free_slot(attempt)
+            self._settle(attempt)
 
     def _on_other_message(self, message: WorkerMessage, written: dict[Answer, None], n_bytes: int) -> None:
         if isinstance(message, Heartbeat):
@@ -297,7 +311,7 @@ class Session:
         written[attempt.open_job.answer] = None
         attempt.open_job.feed(Failed(ErrorCode.RATE_LIMITED, "the worker's provider limits the rate: try again later"))
         attempt.end(Outcome.DONE)
-        self._free_slot(attempt)
+        self._settle(attempt)
         self._conduct.job_is_over(attempt.job_id, is_cancelled=True)  # the worker goes on until it knows better
 
     def _refuse_tool_call(self, message: JobToolCallRequest) -> None:
@@ -325,7 +339,7 @@ class Session:
         if attempt.outcome is None:
             self.socket.send(encode(Cancel(job_id=attempt.job_id)))
             attempt.end(Outcome.CANCELLED)
-            self._free_slot(attempt)
+            self._settle(attempt)
 
     def _pause(self) -> None:
         """Send no jobs for a moment: a worker whose llama-server has died says so a little later than of its jobs.
@@ -342,19 +356,10 @@ class Session:
         if self.state is State.READY:
             self.fleet.update(self)
 
-    def _free_slot(self, attempt: Attempt) -> None:
-        is_cancelled = attempt.outcome is Outcome.CANCELLED
-        self._conduct.job_is_over(attempt.job_id, is_cancelled=is_cancelled)
-        if self.attempts.pop(attempt.job_id, None) is not None and self.state is not State.GONE:
-            self.fleet.update(self)
-
-    async def _run_job(self, attempt: Attempt) -> None:
-        """Wait for the end of one delivery, then settle its queue entry; also when the worker is lost."""
-        try:
-            await attempt.ended.wait()
-        finally:
-            attempt.end(Outcome.LOST)
-            if self.attempts.get(attempt.job_id) is attempt:  # the job may have come back meanwhile
-                del self.attempts[attempt.job_id]
-            with trio.move_on_after(SETTLE_TIMEOUT_S, shield=True):
-                await self.settle(attempt)
+    def _settle(self, attempt: Attempt) -> None:
+        """Free the slot of a delivery that has ended, and let the queue know."""
+        self._conduct.job_is_over(attempt.job_id, is_cancelled=attempt.outcome is Outcome.CANCELLED)
+        if self.attempts.pop(attempt.job_id, None) is not None:
+            self.settle(attempt)
+            if self.state is not State.GONE:
+                self.fleet.update(self)

@@ -47,6 +47,13 @@ class ClientAnswer(Answer, Protocol):
             None, or the failure that ended the job before anything was sent: then nothing has been sent.
         """
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the client has left, or is dropped: nothing need be sent any more."""
+
+    def give_up(self) -> None:
+        """Note that the client has left: `send_begin` returns soon, whatever it was about to send."""
+
     async def send_end(self, send: Send, headers: MakeHeaders) -> None:
         """Send the rest, once `send_begin` has returned None; nothing of the request listens to the client then."""
 
@@ -96,7 +103,7 @@ class StreamingAnswer:
         self._failure: Failed | None = None
         self._outlet: Outlet | None = None  # set once chunks go directly
         self._bell = Bell()
-        self._too_slow = trio.CancelScope()
+        self._until_given_up = trio.CancelScope()
 
     def feed(self, event: JobEvent) -> None:
         """Take one event; see `relay.Answer`."""
@@ -130,6 +137,15 @@ class StreamingAnswer:
         if self._ended:
             self._outlet.close()
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the client has left, or is dropped."""
+        return self._until_given_up.cancel_called
+
+    def give_up(self) -> None:
+        """Stop; see `ClientAnswer`."""
+        self._until_given_up.cancel()
+
     def restart(self) -> bool:
         """Begin again if the client has seen nothing of an answer; keep-alives do not count."""
         if self._encoder.begun:
@@ -140,7 +156,7 @@ class StreamingAnswer:
 
     async def send_begin(self, send: Send, headers: MakeHeaders) -> Failed | None:
         """Send the answer, all but the last (empty) body message; see `ClientAnswer`."""
-        with self._too_slow:
+        with self._until_given_up:
             await self._wait_for_first()
             if self._failure is not None:
                 return self._failure
@@ -226,7 +242,7 @@ class StreamingAnswer:
     def _drop(self) -> None:
         """Give up a client that does not read; its request ends as if it had hung up."""
         self._waiting.clear()
-        self._too_slow.cancel()
+        self._until_given_up.cancel()
         if self._connection is not None:
             self._connection.abort()
 
@@ -242,6 +258,7 @@ class CollectedAnswer:
 
     write: Callable[[Transcript], WholeAnswer]
     connection: Connection | None
+    is_given_up: bool = False
     _transcript: Transcript = attrs.field(factory=Transcript)
     _n_payload_bytes: int = 0
     _bell: Bell = attrs.field(factory=Bell)
@@ -257,6 +274,11 @@ class CollectedAnswer:
         if self._transcript.finished or self._transcript.failed:
             self._bell.ring()
 
+    def give_up(self) -> None:
+        """Stop; see `ClientAnswer`."""
+        self.is_given_up = True
+        self._bell.ring()
+
     def restart(self) -> bool:
         """Begin again."""
         self._transcript = Transcript()
@@ -265,7 +287,7 @@ class CollectedAnswer:
 
     async def send_begin(self, send: Send, headers: MakeHeaders) -> Failed | None:  # noqa: ARG002 -- comes at the end
         """Wait for the whole answer; see `ClientAnswer`."""
-        while not (self._transcript.finished or self._transcript.failed):
+        while not (self._transcript.finished or self._transcript.failed or self.is_given_up):
             await self._bell.wait()
         return self._transcript.failed
 

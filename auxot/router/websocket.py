@@ -58,10 +58,10 @@ class WorkerSocket:
         Raises:
             SocketClosedError: nothing more will come.
         """
-        messages = self._messages()
-        if messages:
+        if self._early:
+            early, self._early = self._early, []
             await trio.lowlevel.checkpoint()
-            return messages
+            return self._messages(early)
         if self._protocol.state is not State.OPEN:
             raise SocketClosedError
         try:
@@ -73,7 +73,7 @@ class WorkerSocket:
             self._protocol.receive_data(received)
         else:
             self._protocol.receive_eof()
-        messages = self._messages()
+        messages = self._messages(self._protocol.events_received())
         self._flush()  # a pong, or the answer to a close frame
         return messages
 
@@ -100,11 +100,10 @@ class WorkerSocket:
         """Drop the connection now."""
         self._connection.abort()
 
-    def _messages(self) -> list[bytes]:
-        """Take the frames that were parsed and put fragments together."""
+    def _messages(self, frames: list[Event]) -> list[bytes]:
+        """Return the messages of the frames that were parsed, fragments put together."""
         messages: list[bytes] = []
-        early, self._early = self._early, []
-        for frame in early + self._protocol.events_received():
+        for frame in frames:
             if not isinstance(frame, Frame) or frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                 continue
             if frame.fin and self._fragments is None:

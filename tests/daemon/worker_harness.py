@@ -23,7 +23,7 @@ from auxot.core.messages import (
     RouterMessage,
     WorkerMessage,
 )
-from auxot.core.protocol import decode_worker_message, encode
+from auxot.core.protocol import decode_worker_message, encode, split
 
 POLICY = Policy(
     model_name="Tiny", quantization="F32", context_size=4096, max_parallelism=2, capabilities=("chat", "code")
@@ -42,6 +42,7 @@ class RouterEnd:
     socket: WebSocketConnection
     is_mute: bool
     _received: trio.MemoryReceiveChannel[WorkerMessage]
+    n_frames: int = 0
     closed: trio.Event = attrs.field(factory=trio.Event)
     reads: trio.Event = attrs.field(factory=trio.Event)  # set, unless the test holds the reading up
 
@@ -132,11 +133,14 @@ async def _relay(end: RouterEnd, ends: trio.MemorySendChannel[RouterEnd]) -> Non
         with send:
             while True:
                 await end.reads.wait()
-                message = decode_worker_message(await end.socket.get_message())
-                if not isinstance(message, Heartbeat):
-                    send.send_nowait(message)
-                elif not end.is_mute:
-                    await end.send(HeartbeatAck())
+                frame = await end.socket.get_message()
+                assert isinstance(frame, str)
+                end.n_frames += 1
+                for message in map(decode_worker_message, split(frame.encode())):
+                    if not isinstance(message, Heartbeat):
+                        send.send_nowait(message)
+                    elif not end.is_mute:
+                        await end.send(HeartbeatAck())
     finally:
         end.closed.set()
 

@@ -318,6 +318,32 @@ async def test_a_claim_that_was_cancelled_loses_nothing(stores: tuple[Store, Sto
 
 
 @bounded
+async def test_jobs_that_are_acked_soon_leave_with_the_next_flush(store: Store) -> None:
+    """Finished jobs stay in the queue because their acks wait for each other."""
+    async with router(store, "a") as queue:
+        await fill(queue, 250)
+        queue.bell.take()
+        for claimed in await queue.claim(250):
+            queue.ack_soon(claimed.entry_id)
+        assert queue.bell.take()  # whoever flushes sleeps on it
+        await queue.flush()
+        assert await _is_empty(queue)
+
+
+@bounded
+async def test_a_job_that_is_acked_soon_does_not_run_again(store: Store) -> None:
+    """A finished job runs again because the group was lost just before its ack."""
+    async with router(store, "a") as queue:
+        await fill(queue, 1)
+        [claimed] = await queue.claim(1)
+        queue.ack_soon(claimed.entry_id)
+        await store.execute("XGROUP", "DESTROY", "auxot:jobs", "workers")
+        assert await queue.claim(1) == []
+        await queue.flush()
+        assert await _is_empty(queue)
+
+
+@bounded
 async def test_an_ack_that_was_cancelled_is_repeated(store: Store) -> None:
     """A finished job runs again because its ack was interrupted."""
     async with router(store, "a") as queue:

@@ -119,10 +119,11 @@ class QueueMachine(RuleBasedStateMachine):
         if not router.is_claiming:
             self._start(who, "claim", partial(self._claim, router, count), at_once=at_once)
 
-    @rule(who=st.integers(0, N_ROUTERS - 1), pick=st.integers(0, 9), at_once=st.booleans())
-    def ack(self, who: int, pick: int, at_once: bool) -> None:
+    @rule(who=st.integers(0, N_ROUTERS - 1), pick=st.integers(0, 9), at_once=st.booleans(), soon=st.booleans())
+    def ack(self, who: int, pick: int, at_once: bool, soon: bool = False) -> None:
         if (model := self._owned_by(who, pick)) is not None:
-            self._start(who, "ack", partial(self._ack, self._routers[who], model), at_once=at_once)
+            ack = partial(self._ack, self._routers[who], model, soon=soon)
+            self._start(who, "ack", ack, at_once=at_once)
 
     @rule(who=st.integers(0, N_ROUTERS - 1), pick=st.integers(0, 9), at_once=st.booleans())
     def release(self, who: int, pick: int, at_once: bool) -> None:
@@ -154,7 +155,7 @@ class QueueMachine(RuleBasedStateMachine):
                 case "claim":
                     self.claim(who, 2, at_once=False)
                 case "ack":
-                    self.ack(who, 0, at_once=False)
+                    self.ack(who, 0, at_once=False, soon=who == 0)
                 case "release":
                     self.release(who, 0, at_once=False)
                 case "sweep":
@@ -350,13 +351,17 @@ class QueueMachine(RuleBasedStateMachine):
         model.last_attempt = claimed.attempt
         model.owners.add(router.name)
 
-    async def _ack(self, router: RouterUnderTest, model: Model) -> None:
+    async def _ack(self, router: RouterUnderTest, model: Model, *, soon: bool) -> None:
         assert model.entry_id is not None
         model.owners.discard(router.name)
         model.may_be_settled = True
         model.given_up_by.add(router.name)
         with suppress(StoreError):
-            await router.queue.ack(model.entry_id)
+            if soon:
+                router.queue.ack_soon(model.entry_id)
+                await router.queue.flush()
+            else:
+                await router.queue.ack(model.entry_id)
             model.is_settled = True
 
     async def _release(self, router: RouterUnderTest, model: Model) -> None:
@@ -395,7 +400,7 @@ class QueueMachine(RuleBasedStateMachine):
         await self._claim(router, 7)
         owned = [model for model in self._jobs.values() if router.name in model.owners]
         for model in owned:
-            await self._ack(router, model)
+            await self._ack(router, model, soon=False)
         return bool(owned)
 
     async def _end(self) -> None:

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from auxot.core.errors import ConfigError, KeyRefusedError, LinkError
 from auxot.core.jobs import Job
-from auxot.core.link import OUTBOX_FRAMES, Link, LinkSettings, backoff_delays, normalise_router_url, open_link
+from auxot.core.link import (
+    MAX_BATCH_CHARS,
+    OUTBOX_FRAMES,
+    Link,
+    LinkSettings,
+    backoff_delays,
+    normalise_router_url,
+    open_link,
+)
 from auxot.core.messages import Cancel, Error, HeartbeatAck, Hello, HelloAck, RouterMessage, Token
 from tests.daemon.worker_harness import ORIGINAL_WELCOME, POLICY, WELCOME, job, stand_in_router
 
@@ -90,6 +98,32 @@ async def test_messages_go_both_ways(welcome: HelloAck) -> None:
                 Token(job_id="j", token="é"),
                 Token(job_id="j", token="\n"),
             ]
+
+
+@pytest.mark.parametrize(("welcome", "n_frames"), [(WELCOME, 2), (ORIGINAL_WELCOME, 100)], ids=["ours", "original"])
+async def test_what_waits_together_goes_in_one_frame(welcome: HelloAck, n_frames: int) -> None:
+    """Each token costs a frame of its own; or an original router, which knows no batches, gets one."""
+    tokens = [Token(job_id="j", token=f"{n}\n") for n in range(100)]
+    with trio.fail_after(10):
+        async with stand_in_router(lambda _: welcome) as router, open_link(settings(router.url), HELLO) as link:
+            end = await router.ends.receive()
+            await link.send(*tokens)  # the first wakes the sender; the others are there when it runs
+            assert [await end.receive() for _ in tokens] == tokens
+            assert end.n_frames <= n_frames
+            if welcome is ORIGINAL_WELCOME:
+                assert end.n_frames == n_frames
+
+
+async def test_a_batch_is_bounded() -> None:
+    """What has waited behind a slow write becomes one frame that is larger than the router takes."""
+    long_tokens = [Token(job_id="j", token=str(n) * (MAX_BATCH_CHARS // 3)) for n in range(9)]
+    tokens = [*long_tokens, Token(job_id="j", token="x" * MAX_BATCH_CHARS), Token(job_id="j", token="end")]
+    with trio.fail_after(10):
+        async with stand_in_router() as router, open_link(settings(router.url), HELLO) as link:
+            end = await router.ends.receive()
+            await link.send(*tokens)
+            assert [await end.receive() for _ in tokens] == tokens
+            assert end.n_frames >= 6
 
 
 async def test_all_that_was_sent_arrives_before_the_close() -> None:
