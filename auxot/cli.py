@@ -1,6 +1,6 @@
 """The commands `auxot`, `auxot-router` and `auxot-worker`: the only place that prints, and the last wall.
 
-    auxot-router [serve] [flags] | setup ... | version | help
+    auxot-router [serve] [flags] | setup ... | models ... | version | help
     auxot-worker [serve] [flags] | llama build ... | llama find ... | version | help
     auxot demo ... | up ... | bench ... | version | help
 
@@ -24,6 +24,7 @@ import attrs
 from auxot import __version__, setup
 from auxot.config import RouterConfig, WorkerConfig, load_config, load_router_config, load_worker_config
 from auxot.config_local import BenchConfig, DemoConfig, LlamaConfig, UpConfig, load_up_config
+from auxot.config_models import ModelsConfig
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError
 from auxot.core.keys import Role
@@ -167,10 +168,23 @@ def _serve_router(argv: Sequence[str]) -> int:
 
 
 def _router_help() -> str:
-    usage = "auxot-router [serve] [flags]\n       auxot-router setup [flags]\n       auxot-router version | help"
+    usage = (
+        "auxot-router [serve] [flags]\n       auxot-router setup | models [flags]\n       auxot-router version | help"
+    )
     return flag_parser(
         RouterConfig, prog="auxot-router", usage=usage, epilog=_other_variables(RouterConfig)
     ).format_help()
+
+
+def _models(argv: Sequence[str]) -> int:
+    config = load_config(ModelsConfig, "auxot-router models", argv=argv, environ=os.environ, cwd=Path.cwd())
+    from auxot.cli_models import show_models  # noqa: PLC0415 - see the module
+
+    return show_models(config, _say)
+
+
+def _models_help() -> str:
+    return flag_parser(ModelsConfig, prog="auxot-router models", usage="auxot-router models [flags]").format_help()
 
 
 def _setup_parser() -> Parser:
@@ -372,6 +386,7 @@ ROUTER = Program(
     name="auxot-router",
     commands={
         "serve": Command(_serve_router, _router_help),
+        "models": Command(_models, _models_help),
         "setup": Command(_setup, lambda: _setup_parser().format_help()),
     },
     default="serve",

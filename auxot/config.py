@@ -22,6 +22,7 @@ import attrs
 from auxot import kinds
 from auxot.core.errors import ConfigError
 from auxot.core.logs import Level
+from auxot.core.models.cache_types import CACHE_TYPE_BYTES
 from auxot.knobs import flag_parser, knob, knobs_of, load, read_dotenv
 
 DEFAULT_MODEL = "Qwen3-Coder-30B-A3B"
@@ -46,11 +47,20 @@ _OTHER_VARIABLES = frozenset(
     }
 )
 # Settings of the original router that ask for something that this version does not do.
-_WITHOUT_EFFECT = frozenset({"AUXOT_ALLOWED_TOOLS", "AUXOT_MCP_EXPOSE_LLM", "AUXOT_REGISTRY_FILE"})
+_WITHOUT_EFFECT = frozenset({"AUXOT_ALLOWED_TOOLS", "AUXOT_MCP_EXPOSE_LLM"})
 _TOOL_CREDENTIAL = re.compile(r"AUXOT_TOOLS?_[A-Z0-9_]+")
 
 # With CLI workers: what a coding assistant's account takes, and no model of our own.
 _CLI_DEFAULTS: Mapping[str, Any] = {"max_parallel": 1, "ctx_size": 200_000, "model": ""}
+
+CACHE_TYPE = knob(
+    "AUXOT_CACHE_TYPE",
+    kinds.choice(*CACHE_TYPE_BYTES),
+    help="what the KV cache keeps its numbers in; q8_0 takes half the memory of f16",
+)
+REGISTRY_FILE = knob(
+    "AUXOT_REGISTRY_FILE", kinds.path(), help="a registry of models in place of the one that comes with Auxot"
+)
 
 C = TypeVar("C")
 
@@ -129,7 +139,12 @@ class RouterConfig:
     )
     model: str = attrs.field(
         default=DEFAULT_MODEL,
-        metadata=knob("AUXOT_MODEL", kinds.text(), help="name of the model that the workers serve"),
+        metadata=knob(
+            "AUXOT_MODEL",
+            kinds.text(),
+            help="the model that the workers serve: a name that `auxot-router models` lists, "
+            "hf:owner/repo:file.gguf, a path on the workers, or any name where workers bring their own file",
+        ),
     )
     model_aliases: tuple[tuple[str, str], ...] = attrs.field(
         default=(),
@@ -144,6 +159,7 @@ class RouterConfig:
         default="",
         metadata=knob("AUXOT_QUANTIZATION", kinds.text(), help="quantization of the model; empty: automatic"),
     )
+    registry_file: Path | None = attrs.field(default=None, metadata=REGISTRY_FILE)
     ctx_size: int = attrs.field(
         default=131_072,
         metadata=knob(

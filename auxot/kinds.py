@@ -16,6 +16,7 @@ import attrs
 from auxot.core.errors import InvalidKeyError
 from auxot.core.keys import has_key_shape, parse_hash
 from auxot.core.logs import Level
+from auxot.core.sizes import parse_bytes
 
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
@@ -85,6 +86,11 @@ def duration(least_s: float, most_s: float) -> Kind:
     """A duration in Go's syntax, as seconds; the range includes its ends."""
     allowed = f"a duration such as 15s, 5m or 1h30m, from {show_duration(least_s)} to {show_duration(most_s)}"
     return Kind(parse=lambda given: _in_range(parse_duration(given), least_s, most_s), allowed=allowed, metavar="TIME")
+
+
+def size() -> Kind:
+    """A size in bytes, with or without a unit."""
+    return Kind(parse=parse_bytes, allowed="a size such as 24GB or 23.5GiB", metavar="SIZE")
 
 
 def boolean() -> Kind:

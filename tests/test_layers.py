@@ -28,6 +28,7 @@ PURE = (
     "auxot.core.messages",
     "auxot.core.models*",
     "auxot.core.protocol",
+    "auxot.core.sizes",
     "auxot.core.sse",
     "auxot.demo.tiny_model",
     "auxot.router.conduct",
@@ -39,6 +40,7 @@ PURE = (
     "auxot.router.headers",
     "auxot.router.keyring",
     "auxot.router.models",
+    "auxot.router.offer",
     "auxot.router.openapi*",
     "auxot.router.quotas",
     "auxot.router.web_address",
@@ -97,7 +99,7 @@ class Layer:
     but_not: tuple[str, ...] = ()
 
 
-CONFIG = ("auxot.config", "auxot.config_local", "auxot.kinds", "auxot.knobs")
+CONFIG = ("auxot.config", "auxot.config_local", "auxot.config_models", "auxot.kinds", "auxot.knobs")
 SERVICES = tuple(f"auxot.{daemon}.service" for daemon in DAEMONS)
 COMMANDS = (
     "auxot.core",
@@ -117,7 +119,7 @@ LAYERS = (
     Layer("auxot.bench*", ("auxot.bench", "auxot.core", *CONFIG)),  # it starts the programs that it measures
     Layer("auxot.demo*", COMMANDS),
     Layer("auxot.__main__", ("auxot.cli",)),
-    Layer("auxot*", (*COMMANDS, "auxot.setup")),  # cli, and what it is cut into
+    Layer("auxot*", (*COMMANDS, "auxot.setup", "auxot.cli_models")),  # cli, and what it is cut into
 )
 
 

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from auxot.config import CLI_WORKERS
 from auxot.core.errors import AuxotError, ErrorCode, StoreError, first_error
 from auxot.core.jobs import Failed
 from auxot.core.keys import Role
 from auxot.core.logs import Logger, get_logger
-from auxot.core.messages import Policy
+from auxot.core.models.entries import load_registry
 from auxot.router import sweeper
 from auxot.router.admission import MIN_SHARED_WINDOW, Admission
 from auxot.router.app import App
@@ -44,6 +45,7 @@ from auxot.router.images import Images
 from auxot.router.key_file import KeyFile
 from auxot.router.mailbox import Mailbox
 from auxot.router.models import Catalog
+from auxot.router.offer import Offer, cli_offer, gpu_offer
 from auxot.router.pages import Parts
 from auxot.router.pool import Pool
 from auxot.router.queue import JobQueue
@@ -117,14 +119,15 @@ async def serve(
     """
     router_id = secrets.token_hex(8)
     log = get_logger(router_id=router_id)
-    for warning in config.warnings:
+    offer = _offer(config)
+    for warning in (*config.warnings, *offer.warnings):
         log.warning("config.warning", text=warning)
     verifier = KeyVerifier(
         {Role.WORKER: config.admin_key_hash, Role.API: config.api_key_hash, Role.TOOLS: config.tools_key_hash},
         ttl_s=config.auth_cache_ttl_s,
     )
     async with open_store(config.redis_url) as store:
-        pool = await _open_pool(config, store=store, router_id=router_id, log=log, quiet=phases.quiet)
+        pool = await _open_pool(config, offer=offer, store=store, router_id=router_id, log=log, quiet=phases.quiet)
         async with trio.open_nursery() as background:
             if config.api_keys_file is not None:
                 await _open_key_file(config.api_keys_file, pool=pool, verifier=verifier, background=background)
@@ -135,7 +138,9 @@ async def serve(
             background.start_soon(partial(sweeper.keep_alive, pool.queue, interval_s=beat_s))
             if config.redis_url is not None:
                 _start_mail(pool, store, background)
-            await _serve_front(config, pool=pool, verifier=verifier, phases=phases, log=log, task_status=task_status)
+            await _serve_front(
+                config, offer=offer, pool=pool, verifier=verifier, phases=phases, log=log, task_status=task_status
+            )
             background.cancel_scope.cancel()
         with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(StoreError):
             await pool.queue.close()
@@ -164,7 +169,9 @@ def _start_mail(pool: Pool, store: Store, background: trio.Nursery) -> None:
     background.start_soon(correspondence.watch_acceptors, pool.queue)
 
 
-async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log: Logger, quiet: trio.Event) -> Pool:
+async def _open_pool(
+    config: RouterConfig, *, offer: Offer, store: Store, router_id: str, log: Logger, quiet: trio.Event
+) -> Pool:
     queue = JobQueue(
         store,
         router_id=router_id,
@@ -180,7 +187,7 @@ async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log:
         min_window=1 if config.redis_url is None else MIN_SHARED_WINDOW,
     )
     return Pool(
-        policy=_policy(config),
+        policy=offer.policy,
         queue=queue,
         fleet=fleet,
         relay=Relay(),
@@ -192,23 +199,29 @@ async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log:
     )
 
 
-def _policy(config: RouterConfig) -> Policy:
-    is_cli = config.worker_type == "cli"
-    return Policy(
-        worker_type="cli" if is_cli else None,
-        cli_type=config.cli_type if is_cli else None,
-        builtin_tools=config.cli_tools if is_cli else (),
-        model_name=config.model,
+def _offer(config: RouterConfig) -> Offer:
+    """Find out what the workers are to serve; ConfigError if no worker could."""
+    if config.worker_type == CLI_WORKERS:
+        return cli_offer(
+            model=config.model,
+            cli_type=config.cli_type,
+            tools=config.cli_tools,
+            ctx_tokens=config.ctx_size,
+            slots=config.max_parallel,
+        )
+    return gpu_offer(
+        load_registry(config.registry_file),
+        model=config.model,
         quantization=config.quantization,
-        context_size=config.ctx_size,
-        max_parallelism=config.max_parallel,
-        capabilities=("chat",),
+        ctx_tokens=config.ctx_size,
+        slots=config.max_parallel,
     )
 
 
 async def _serve_front(
     config: RouterConfig,
     *,
+    offer: Offer,
     pool: Pool,
     verifier: KeyVerifier,
     phases: FrontPhases,
@@ -225,7 +238,7 @@ async def _serve_front(
     )
     front = partial(
         serve_front,
-        app=App(_parts(config, pool=pool, verifier=verifier, phases=phases, log=log)),
+        app=App(_parts(config, offer=offer, pool=pool, verifier=verifier, phases=phases, log=log)),
         serve_worker=doorkeeper.serve,
         host=config.host,
         port=config.port,
@@ -237,7 +250,7 @@ async def _serve_front(
             addresses = await front_nursery.start(front)
         except OSError as exc:
             raise BindError(f"cannot listen on {config.host}:{config.port}: {exc.strerror or exc}") from exc
-        log.info("router.ready", addresses=[f"{host}:{port}" for host, port in addresses], model=config.model)
+        log.info("router.ready", addresses=[f"{host}:{port}" for host, port in addresses], model=offer.name)
         task_status.started(Router(addresses=addresses, pool=pool, stop=phases.quiet.set))
         await phases.quiet.wait()
         await _drain(pool, grace_s=config.shutdown_grace_s, log=log)
@@ -256,7 +269,9 @@ async def _drain(pool: Pool, *, grace_s: float, log: Logger) -> None:
             closing.start_soon(session.close)
 
 
-def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: FrontPhases, log: Logger) -> Parts:
+def _parts(
+    config: RouterConfig, *, offer: Offer, pool: Pool, verifier: KeyVerifier, phases: FrontPhases, log: Logger
+) -> Parts:
     limits = Limits(
         max_body_bytes=config.max_body_bytes,
         queue_timeout_s=config.queue_timeout_s,
@@ -264,9 +279,9 @@ def _parts(config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, phases: F
         keep_alive_s=config.keep_alive_interval_s,
     )
     catalog = Catalog(
-        name=config.model,
+        name=offer.name,
         created=MODELS_CREATED,
-        context_size=config.ctx_size,
+        context_size=offer.policy.context_size,
         aliases=tuple(alias for alias, _ in config.model_aliases),
     )
     return Parts(

@@ -55,6 +55,7 @@ def test_router_defaults_are_those_of_the_original(tmp_path):
         "model": "Qwen3-Coder-30B-A3B",
         "model_aliases": (),
         "quantization": "",
+        "registry_file": None,
         "ctx_size": 131072,
         "max_parallel": 2,
         "worker_type": "gpu",
