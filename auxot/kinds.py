@@ -49,6 +49,11 @@ def text() -> Kind:
     return Kind(parse=_parse_text, allowed="a text without control characters", metavar="TEXT")
 
 
+def tag() -> Kind:
+    """The name of a release, which becomes part of addresses and file names."""
+    return Kind(parse=_parse_tag, allowed="the name of a release, such as b1234", metavar="TAG")
+
+
 def names() -> Kind:
     """A list of names with commas between them, as a tuple."""
     return Kind(parse=_parse_names, allowed="names with commas between them", metavar="NAMES")
@@ -159,6 +164,12 @@ def show_duration(seconds: float) -> str:
 
 def _parse_text(given: str) -> str:
     if not given.isprintable():
+        raise ValueError
+    return given
+
+
+def _parse_tag(given: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given):
         raise ValueError
     return given
 

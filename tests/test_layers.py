@@ -28,6 +28,7 @@ PURE = (
     "auxot.core.messages",
     "auxot.core.models*",
     "auxot.core.protocol",
+    "auxot.core.sites",
     "auxot.core.sizes",
     "auxot.core.sse",
     "auxot.demo.tiny_model",
@@ -119,7 +120,7 @@ LAYERS = (
     Layer("auxot.bench*", ("auxot.bench", "auxot.core", *CONFIG)),  # it starts the programs that it measures
     Layer("auxot.demo*", COMMANDS),
     Layer("auxot.__main__", ("auxot.cli",)),
-    Layer("auxot*", (*COMMANDS, "auxot.setup", "auxot.cli_models")),  # cli, and what it is cut into
+    Layer("auxot*", (*COMMANDS, "auxot.setup", "auxot.cli_models", "auxot.cli_fetch")),  # cli, and what it is cut into
 )
 
 

@@ -18,11 +18,11 @@ import httpx
 
 from auxot.core.errors import FetchError
 from auxot.core.models.entries import RemoteFile
+from auxot.core.sites import HUB
 from auxot.core.sizes import show_bytes
 from auxot.worker.fetch.http import MAX_REDIRECTS, RefusedByServerError, ask, plain_url
 from auxot.worker.fetch.source import Patience, Source
 
-PUBLIC_HUB = "https://huggingface.co"
 _SHA256 = re.compile(r'(?:W/)?"?([0-9a-f]{64})"?')
 _GATED = "GatedRepo"
 
@@ -31,7 +31,7 @@ _GATED = "GatedRepo"
 class Hub:
     """Hugging Face or a mirror of it. `token` opens repositories that are not open to everybody."""
 
-    endpoint: str = PUBLIC_HUB
+    endpoint: str = HUB
     token: str | None = attrs.field(default=None, repr=False)
 
     def url(self, repo: str, path: str, *, revision: str = "main") -> str:

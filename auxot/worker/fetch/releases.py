@@ -19,11 +19,10 @@ import attrs
 import httpx
 
 from auxot.core.errors import FetchError
+from auxot.core.sites import LLAMA_RELEASE, LLAMA_RELEASES
 from auxot.worker.fetch.http import RefusedByServerError, ask, plain_url
 from auxot.worker.fetch.source import Patience, Source
 
-PINNED_RELEASE = "b10375"
-PUBLIC_RELEASES = "https://api.github.com/repos/ggml-org/llama.cpp/releases"
 _DOWNLOADS = "https://github.com/ggml-org/llama.cpp/releases/download"
 _MAX_ASSETS = 1000
 
@@ -51,8 +50,8 @@ _LINUX = {
 class Release:
     """Which release, and where releases are listed. `token`: for GitHub, which answers strangers 60 times an hour."""
 
-    tag: str = PINNED_RELEASE
-    site: str = PUBLIC_RELEASES
+    tag: str = LLAMA_RELEASE
+    site: str = LLAMA_RELEASES
     token: str | None = attrs.field(default=None, repr=False)
 
 
@@ -84,7 +83,7 @@ async def find_archive(
         FetchError: there is none, or it cannot be asked for; says what to do.
     """
     try:
-        if release.tag == PINNED_RELEASE and release.site == PUBLIC_RELEASES:
+        if release.tag == LLAMA_RELEASE and release.site == LLAMA_RELEASES:
             return await _pinned(client, variants, patience)
         return choose_archive(await _assets(client, release, patience), release.tag, variants)
     except FetchError as exc:
@@ -143,9 +142,9 @@ async def _pinned(client: httpx.AsyncClient, variants: Sequence[str], patience: 
     found = (name for variant in variants for name in PINNED_SHA256 if re.fullmatch(variant, name))
     name = next(found, None)
     if name is None:
-        raise FetchError(f"release {PINNED_RELEASE} of llama.cpp has no archive for this machine")
-    archive = f"llama-{PINNED_RELEASE}-bin-{name}.tar.gz"
-    url = f"{_DOWNLOADS}/{PINNED_RELEASE}/{archive}"
+        raise FetchError(f"release {LLAMA_RELEASE} of llama.cpp has no archive for this machine")
+    archive = f"llama-{LLAMA_RELEASE}-bin-{name}.tar.gz"
+    url = f"{_DOWNLOADS}/{LLAMA_RELEASE}/{archive}"
     size_bytes = await _size(client, url, patience)
     return Source(name=archive, url=url, size_bytes=size_bytes, sha256=PINNED_SHA256[name])
 

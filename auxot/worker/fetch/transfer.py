@@ -33,7 +33,7 @@ from auxot.worker.fetch.http import PassingError, RefusedByServerError, check_st
 from auxot.worker.fetch.part_file import PartFile, Segment, allocated_bytes, open_part
 from auxot.worker.fetch.source import MIB, FetchProgress, Patience, Report, Source
 
-_BUFFER_BYTES = MIB  # a thread for each smaller piece would cost more than the piece
+_BUFFER_BYTES = MIB  # a thread for each smaller piece would cost more than the piece; but after 1 s it is written
 _HASH_BYTES = 64 * MIB  # at once in a thread: some 50 ms, so that a cancelled download ends soon
 _JOURNAL_S = 1.0
 _WRITE_LIMIT_S = 10.0  # only for waiting for a thread: what is being written is written
@@ -202,7 +202,7 @@ class _Transfer:
         The loop is left from within the connection only, at its end or when that is cancelled: httpx's generators
         would be abandoned otherwise.
         """
-        buffer, n_seen = bytearray(), 0
+        buffer, n_seen, written_at = bytearray(), 0, trio.current_time()
         error: FetchError | None = None
         with trio.CancelScope() as rest:
             try:
@@ -212,9 +212,10 @@ class _Transfer:
                     n_seen += len(chunk)
                     if n_seen >= self._patience.stall_bytes:
                         n_seen, stall.deadline = 0, trio.current_time() + self._patience.stall_s
-                    if len(buffer) >= _BUFFER_BYTES and not error:
+                    is_due = len(buffer) >= _BUFFER_BYTES or trio.current_time() - written_at >= _JOURNAL_S
+                    if is_due and not error:
                         error = await self._write(segment, buffer)
-                        buffer = bytearray()
+                        buffer, written_at = bytearray(), trio.current_time()
                     if error or len(chunk) > room:
                         rest.cancel()
             finally:
