@@ -1,7 +1,7 @@
 """The commands `auxot`, `auxot-router` and `auxot-worker`: the only place that prints, and the last wall.
 
     auxot-router [serve] [flags] | setup ... | models ... | version | help
-    auxot-worker [serve] [flags] | llama build ... | llama find ... | version | help
+    auxot-worker [serve] [flags] | pull ... | llama ... | cache ... | version | help
     auxot demo ... | up ... | bench ... | version | help
 
 Answers go to standard output, errors and progress to standard error. Exit codes: 0 done, 1 failed, 2 bad
@@ -17,13 +17,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import NoReturn
 
 import attrs
 
-from auxot import __version__, setup
+from auxot import __version__, cli_fetch, setup
 from auxot.config import RouterConfig, WorkerConfig, load_config, load_router_config, load_worker_config
-from auxot.config_local import BenchConfig, DemoConfig, LlamaConfig, UpConfig, load_up_config
+from auxot.config_local import BenchConfig, DemoConfig, UpConfig, load_up_config
 from auxot.config_models import ModelsConfig
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError
@@ -31,19 +31,16 @@ from auxot.core.keys import Role
 from auxot.core.logs import Level
 from auxot.knobs import DOTENV, Parser, flag_parser, rows
 
-if TYPE_CHECKING:
-    from auxot.worker.llama.build import BuildProgress
-
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
 EXIT_KEY_REFUSED = 3
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-BAR_CHARS = 30
 
 _AUXOT_HELP = """\
 usage: auxot demo [--serve]          router, worker and a tiny model on this machine; asks each API one question
        auxot up --model-path FILE    router and worker for your own GGUF file; keys are kept in .env
        auxot bench [--compare URL]   what the router adds to an answer, measured on this machine
+       auxot bundle MODEL            one archive for a GPU host without a network: model, llama-server, worker
        auxot version | help
 
 Each command has its own --help. On several machines: auxot-router, auxot-worker."""
@@ -247,87 +244,11 @@ def _serve_worker(argv: Sequence[str]) -> int:
 
 def _worker_help() -> str:
     usage = (
-        "auxot-worker [serve] [flags]\n       auxot-worker llama build | llama find [flags]\n"
-        "       auxot-worker version | help"
+        "auxot-worker [serve] [flags]\n       auxot-worker pull MODEL [flags]\n"
+        "       auxot-worker llama install | build | list | find [flags]\n"
+        "       auxot-worker cache list | prune [flags]\n       auxot-worker version | help"
     )
     return flag_parser(WorkerConfig, prog="auxot-worker", usage=usage).format_help()
-
-
-def _llama(argv: Sequence[str]) -> int:
-    actions = {"build": _llama_build, "find": _llama_find}
-    if not argv or argv[0] not in actions:
-        raise ConfigError("expected `auxot-worker llama build` or `auxot-worker llama find`")
-    config = load_config(
-        LlamaConfig, f"auxot-worker llama {argv[0]}", argv=argv[1:], environ=os.environ, cwd=Path.cwd()
-    )
-    return actions[argv[0]](config)
-
-
-def _llama_help() -> str:
-    usage = (
-        "auxot-worker llama build [--backend cpu|cuda|vulkan|metal] [--portable] [--force] [--llama-cache-dir PATH]\n"
-        "       auxot-worker llama find [--llama-server-path PATH] [--llama-cache-dir PATH]"
-    )
-    return flag_parser(LlamaConfig, prog="auxot-worker llama", usage=usage).format_help()
-
-
-def _llama_build(config: LlamaConfig) -> int:
-    import trio  # noqa: PLC0415
-
-    from auxot.worker.llama.build import Backend, build_llama_server  # noqa: PLC0415
-
-    with _BuildReport(is_terminal=sys.stderr.isatty()) as report:
-        build = functools.partial(
-            build_llama_server,
-            cache_dir=config.llama_cache_dir,
-            backend=Backend(config.backend),
-            native=not config.portable,
-            force=config.force,
-            report=report,
-        )
-        path = trio.run(build)
-    _say(path)
-    return 0
-
-
-def _llama_find(config: LlamaConfig) -> int:
-    from auxot.worker.llama.binary import find_llama_server  # noqa: PLC0415
-
-    _say(find_llama_server(given=config.llama_binary, cache_dir=config.llama_cache_dir))
-    return 0
-
-
-class _BuildReport:
-    """Shows a build on standard error: a bar that moves on a terminal, else a line for each tenth of the way."""
-
-    def __init__(self, *, is_terminal: bool) -> None:
-        self._is_terminal = is_terminal
-        self._has_bar = False
-        self._n_tenths = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end_bar()
-
-    def __call__(self, progress: BuildProgress | str) -> None:
-        if isinstance(progress, str):
-            self._end_bar()
-            _complain(progress)
-        elif self._is_terminal:
-            filled = BAR_CHARS * progress.done // max(progress.total, 1)
-            bar = "#" * filled + "." * (BAR_CHARS - filled)
-            _complain(f"\r[{bar}] {progress.done}/{progress.total} {progress.step}\x1b[K", end="")
-            self._has_bar = True
-        elif (n_tenths := 10 * progress.done // max(progress.total, 1)) != self._n_tenths:
-            self._n_tenths = n_tenths
-            _complain(f"{progress.step}: {progress.done} of {progress.total}")
-
-    def _end_bar(self) -> None:
-        if self._has_bar:
-            _complain("")
-            self._has_bar = False
 
 
 # --- auxot ----------------------------------------------------------------------------------------------------------
@@ -376,6 +297,16 @@ def _up_help() -> str:
     return flag_parser(UpConfig, prog="auxot up", usage="auxot up --model-path FILE [flags]").format_help()
 
 
+def _quietly(run: Callable[[Sequence[str], Callable[[object], None]], int]) -> Callable[[Sequence[str]], int]:
+    """Return a command that shows what it does itself: of the log only what somebody must look at."""
+
+    def command(argv: Sequence[str]) -> int:
+        logs.configure(level=Level.WARNING)
+        return run(argv, _say)
+
+    return command
+
+
 def _other_variables(cls: type) -> str:
     """Return the part of a help text that tells the variables without a flag."""
     lines = [f"  {row.variable:<24} {row.help}" for row in rows(cls) if not row.flag]
@@ -394,13 +325,23 @@ ROUTER = Program(
 )
 WORKER = Program(
     name="auxot-worker",
-    commands={"serve": Command(_serve_worker, _worker_help), "llama": Command(_llama, _llama_help)},
+    commands={
+        "serve": Command(_serve_worker, _worker_help),
+        "pull": Command(_quietly(cli_fetch.pull), cli_fetch.pull_help),
+        "llama": Command(_quietly(cli_fetch.llama), cli_fetch.llama_help),
+        "cache": Command(_quietly(cli_fetch.cache), cli_fetch.cache_help),
+    },
     default="serve",
     help=_worker_help,
 )
 AUXOT = Program(
     name="auxot",
-    commands={"demo": Command(_demo, _demo_help), "up": Command(_up, _up_help), "bench": Command(_bench, _bench_help)},
+    commands={
+        "demo": Command(_demo, _demo_help),
+        "up": Command(_up, _up_help),
+        "bundle": Command(_quietly(cli_fetch.bundle), cli_fetch.bundle_help),
+        "bench": Command(_bench, _bench_help),
+    },
     default=None,
     help=lambda: _AUXOT_HELP,
 )

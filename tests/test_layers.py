@@ -107,7 +107,12 @@ COMMANDS = (
     "auxot.bench.service",
     "auxot.demo",
     "auxot.worker.llama.binary",
+    "auxot.worker.bundle",
+    "auxot.worker.cache",
+    "auxot.worker.fetch",
     "auxot.worker.llama.build",
+    "auxot.worker.llama.install",
+    "auxot.worker.machine",
     *CONFIG,
     *SERVICES,
 )
@@ -120,7 +125,9 @@ LAYERS = (
     Layer("auxot.bench*", ("auxot.bench", "auxot.core", *CONFIG)),  # it starts the programs that it measures
     Layer("auxot.demo*", COMMANDS),
     Layer("auxot.__main__", ("auxot.cli",)),
-    Layer("auxot*", (*COMMANDS, "auxot.setup", "auxot.cli_models", "auxot.cli_fetch")),  # cli, and what it is cut into
+    Layer(
+        "auxot*", (*COMMANDS, "auxot.setup", "auxot.cli_models", "auxot.cli_fetch", "auxot.cli_progress")
+    ),  # cli, and what it is cut into
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +31,18 @@ async def held_lock(path: Path, *, on_wait: Callable[[], None]) -> AsyncGenerato
             while not _try_lock(lock_file):  # noqa: ASYNC110 - a flock that waits in a thread cannot be cancelled
                 await trio.sleep(_POLL_S)
         yield
+
+
+@contextlib.contextmanager
+def free_lock(path: Path) -> Generator[bool]:
+    """Hold the lock for the length of the block if nobody else has it; yields whether that is so."""
+    try:
+        lock_file = path.open("ab")
+    except OSError:
+        yield True  # there is no lock: nobody has it
+        return
+    with lock_file:
+        yield _try_lock(lock_file)
 
 
 def _try_lock(lock_file: IO[bytes]) -> bool:

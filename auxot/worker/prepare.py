@@ -19,6 +19,7 @@ from auxot.core.models.entries import IMAGE_GENERATION, Registry
 from auxot.core.models.fit import Need, Shape, describe, fit, refusal
 from auxot.core.models.lookup import Choice, resolve, unknown_model
 from auxot.core.sites import NO_RELEASE
+from auxot.worker.cache import mark_used
 from auxot.worker.fetch.hub import Hub
 from auxot.worker.fetch.models import ModelPaths, fetch_model
 from auxot.worker.fetch.releases import Release
@@ -89,6 +90,7 @@ async def prepare(supplies: Supplies, policy: Policy) -> Prepared:
     if isinstance(choice, Path):
         return Prepared(binary=binary, model=ModelPaths(model=choice), shape=shape)
     paths = await fetch_model(choice, models_dir=supplies.models_dir, hub=supplies.hub, report=report)
+    mark_used(paths.model)
     return Prepared(binary=binary, model=paths, shape=shape)
 
 

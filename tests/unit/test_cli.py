@@ -13,6 +13,7 @@ import trio
 
 import auxot
 from auxot import cli, setup
+from auxot.cli_progress import Progress
 from auxot.config import load_router_config
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError, LlamaError
@@ -135,7 +136,7 @@ def test_version_is_that_of_the_release(capsys, one, argv):
             "auxot-router: --port: expected a whole number from 0 to 65535, got 'x'",
         ),
         (cli.ROUTER, ["setup", "--mdl"], "auxot-router: unknown argument --mdl (see `auxot-router setup --help`)"),
-        (cli.WORKER, ["llama"], "auxot-worker: expected `auxot-worker llama build` or `auxot-worker llama find`"),
+        (cli.WORKER, ["cache"], "auxot-worker: expected `auxot-worker cache list` or `auxot-worker cache prune`"),
         (
             cli.WORKER,
             ["llama", "build", "--backend", "tpu"],
@@ -313,7 +314,7 @@ def test_build_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(capsys):
     from auxot.worker.llama.build import BuildProgress  # noqa: PLC0415 - imports what the commands import late
 
     for is_terminal in (True, False):
-        with cli._BuildReport(is_terminal=is_terminal) as report:
+        with Progress(is_terminal=is_terminal) as report:
             report("downloading")
             for done in range(101):
                 report(BuildProgress(done=done, total=100, step="compiling"))
