@@ -48,7 +48,7 @@ command -v "$python" > /dev/null || python=python3
     echo "auxot-worker: this bundle needs Python {python}; set PYTHON to where it is" >&2
     exit 2
 }}
-export PYTHONPATH="$here/python" PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH="$here/python"
 export AUXOT_MODELS_DIR="${{AUXOT_MODELS_DIR:-$here/models}}"
 export AUXOT_LLAMA_CACHE_DIR="${{AUXOT_LLAMA_CACHE_DIR:-$here/llama-server}}"
 export AUXOT_LLAMA_RELEASE="${{AUXOT_LLAMA_RELEASE:-none}}"

@@ -15,7 +15,7 @@ import trio
 from auxot.core.errors import ConfigError, LlamaError
 from auxot.core.logs import get_logger
 from auxot.core.messages import Policy
-from auxot.core.models.entries import IMAGE_GENERATION, Registry
+from auxot.core.models.entries import IMAGE_GENERATION, Registry, shards
 from auxot.core.models.fit import Need, Shape, describe, fit, refusal
 from auxot.core.models.lookup import Choice, resolve, unknown_model
 from auxot.core.sites import NO_RELEASE
@@ -30,6 +30,7 @@ from auxot.worker.llama.install import has_release, install_llama_server
 from auxot.worker.machine import Machine, look_at_machine
 
 _LOG_EVERY_S = 5.0
+_MAX_SHOWN = 5
 _BACKENDS = {"cuda": Backend.CUDA, "vulkan": Backend.VULKAN, "metal": Backend.METAL}
 
 _log = get_logger()
@@ -136,20 +137,27 @@ def log_report() -> Report:
 
 def _choose(supplies: Supplies, policy: Policy) -> Choice | Path:
     if supplies.model_path is not None:
-        return supplies.model_path
+        return _whole(supplies.model_path)
     choice = resolve(supplies.registry, policy.model_name, policy.quantization)
     if choice is None:
         unknown = unknown_model(supplies.registry, policy.model_name)
         raise ConfigError(
             f"the router asks for a model that this worker has no file of: {unknown}; --model-path gives one"
         )
-    if isinstance(choice, Path) and not choice.is_file():
-        raise ConfigError(
-            f"the router asks for {choice}, which is not on this machine; --model-path gives another file"
-        )
     if isinstance(choice, Choice) and IMAGE_GENERATION in choice.model.capabilities:
         raise ConfigError(f"{choice.model.name} makes images, which this worker cannot")
-    return choice
+    return _whole(choice) if isinstance(choice, Path) else choice
+
+
+def _whole(path: Path) -> Path:
+    """Return the path of a file of this machine, if all parts of it are there."""
+    try:
+        missing = [name for name in shards(path.name) if not path.with_name(name).is_file()]
+    except ValueError as exc:
+        raise ConfigError(f"the model's file: {exc}") from exc
+    if missing:
+        raise ConfigError(f"the model's file is not whole: {path.parent} has no {', '.join(missing[:_MAX_SHOWN])}")
+    return path
 
 
 def _fitted(supplies: Supplies, choice: Choice, wanted: Shape, machine: Machine) -> Shape:
