@@ -29,6 +29,7 @@ class Misbehaviour:
     trickle: int = 0  # bytes per 10 ms; 0: as fast as it goes
     hold_after: int = -1  # send so many bytes of each answer, then nothing
     wrong_range: bool = False
+    is_short: bool = False  # answers as asked, with nothing
     wrong_hash: bool = False
     has_hash: bool = True
     too_much: bytes = b""
@@ -47,6 +48,7 @@ class Site:
     n_sent: int = 0
     on_bytes: Callable[[int], None] | None = None
     moved_from: dict[str, str] = attrs.field(factory=dict)  # old repository -> new one
+    moved_to: str = ""  # another site that has everything
 
     def gets(self) -> list[h11.Request]:
         return [one for one in self.requests if one.method == b"GET" and one.target.startswith(b"/cdn/")]
@@ -156,6 +158,8 @@ def _resolve(site: Site, request: h11.Request, target: str) -> tuple[int, list[t
     if match is None:
         return 404, [], b""
     repo, path = match[1], match[2]
+    if site.moved_to:
+        return 307, [("location", site.moved_to + target)], b""
     if repo in site.moved_from:
         return 307, [("location", target.replace(repo, site.moved_from[repo], 1))], b""
     if site.bad.needs_token and header(request, b"authorization") != f"Bearer {site.bad.needs_token}":
@@ -181,7 +185,7 @@ def _bytes(site: Site, request: h11.Request, content: bytes | None) -> tuple[int
     start, end = int(match[1]), min(int(match[2]) + 1, len(content))
     told = start + 1 if site.bad.wrong_range else start
     headers = [("content-range", f"bytes {told}-{end - 1}/{len(content)}")]
-    return 206, headers, content[start:end] + site.bad.too_much
+    return 206, headers, b"" if site.bad.is_short else content[start:end] + site.bad.too_much
 
 
 def _release(site: Site, tag: str) -> tuple[int, list[tuple[str, str]], bytes]:

@@ -164,6 +164,13 @@ async def test_another_part_than_asked_for_is_not_taken(tmp_path: Path) -> None:
             await fetch(site, tmp_path)
 
 
+async def test_an_answer_without_what_was_asked_for_is_a_failure(tmp_path: Path) -> None:
+    """A proxy that answers with nothing is asked again without a pause, for ever."""
+    async with running_site(files={NAME: CONTENT}, bad=Misbehaviour(is_short=True)) as site:
+        with pytest.raises(FetchError, match="ended too early"):
+            await fetch(site, tmp_path)
+
+
 async def test_more_than_asked_for_is_cut(tmp_path: Path) -> None:
     """Bytes beyond a part are written over the next one."""
     async with running_site(files={NAME: CONTENT}, bad=Misbehaviour(too_much=b"x" * 100_000)) as site:
@@ -313,6 +320,16 @@ async def test_a_token_opens_and_goes_to_no_other_site(tmp_path: Path) -> None:
         assert "hf_wrong" not in str(caught.value)
         assert (await fetch(site, tmp_path, token="hf_secret")).read_bytes() == CONTENT
         assert all(header(one, b"authorization") == "" for one in site.gets())
+
+
+async def test_a_token_does_not_follow_a_redirect_of_the_site(tmp_path: Path) -> None:
+    """A repository that has moved elsewhere gives our token to its new place."""
+    async with running_site(files={NAME: CONTENT}) as other, running_site() as site:
+        site.moved_to = other.url.replace("127.0.0.1", "localhost")
+        assert (await fetch(site, tmp_path, token="hf_secret")).read_bytes() == CONTENT
+        assert all(header(one, b"authorization") == "Bearer hf_secret" for one in site.requests)
+        assert other.requests
+        assert all(header(one, b"authorization") == "" for one in other.requests)
 
 
 async def test_the_revision_is_pinned(tmp_path: Path) -> None:
