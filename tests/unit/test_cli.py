@@ -329,6 +329,27 @@ def test_build_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(capsys):
             assert "\r" not in captured.err
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_download_is_shown_with_its_speed(capsys, is_terminal):
+    """A user waits for an hour and does not know for how long still; a log file gets a line every second."""
+    from auxot.worker.fetch.source import FetchProgress  # noqa: PLC0415
+
+    with Progress(is_terminal=is_terminal) as report:
+        for done in range(0, 4 * 10**9 + 1, 10**7):
+            speed = done / 100
+            report(
+                FetchProgress(
+                    name="m.gguf", doing="downloading", done_bytes=done, total_bytes=4 * 10**9, bytes_per_s=speed
+                )
+            )
+    shown = capsys.readouterr().err
+    if is_terminal:
+        assert f"[{'#' * 15}{'.' * 15}] 2.0 GB/4.0 GB downloading m.gguf, 20.0 MB/s" in shown
+    else:
+        assert len(shown.splitlines()) == 11
+        assert "downloading m.gguf, 20.0 MB/s: 2.0 GB of 4.0 GB\n" in shown
+
+
 def test_reader_that_went_away_is_no_crash():
     """`auxot-router --help | head -1` would print a traceback."""
     script = "import sys; from auxot import cli; sys.argv[1:] = ['--help']; sys.stdin.read(); cli.auxot_router()"

@@ -28,10 +28,10 @@ CONTENT = random.Random(1).randbytes(3_000_000)
 PATIENCE = Patience(
     connections=3,
     segment_bytes=400_000,
-    connect_s=2.0,
-    read_s=2.0,
+    connect_s=20.0,  # a busy machine is no broken network
+    read_s=20.0,
     stall_bytes=20_000,
-    stall_s=1.0,
+    stall_s=20.0,
     max_failures=4,
     first_delay_s=0.01,
     max_delay_s=0.05,
@@ -139,7 +139,7 @@ async def test_a_site_that_stays_down_is_an_error_that_keeps_what_has_come(tmp_p
 async def test_a_trickle_is_given_up_and_resumed(tmp_path: Path) -> None:
     """A connection that hangs holds up a download for ever."""
     async with running_site(files={NAME: CONTENT}, bad=Misbehaviour(hold_after=131_072)) as site:
-        path = await fetch(site, tmp_path, max_failures=10)
+        path = await fetch(site, tmp_path, max_failures=10, stall_s=1.0)
     assert path.read_bytes() == CONTENT
 
 
@@ -147,7 +147,7 @@ async def test_next_to_nothing_is_an_error(tmp_path: Path) -> None:
     """A site that sends some bytes a second is waited for, for days."""
     async with running_site(files={NAME: CONTENT}, bad=Misbehaviour(trickle=10)) as site:
         with pytest.raises(FetchError, match="sends next to nothing"):
-            await fetch(site, tmp_path, max_failures=2)
+            await fetch(site, tmp_path, max_failures=2, stall_s=1.0)
 
 
 async def test_a_site_without_ranges(tmp_path: Path) -> None:
@@ -240,12 +240,12 @@ async def test_cancelling_keeps_what_has_come(tmp_path: Path) -> None:
     """A worker that is stopped while it downloads begins anew."""
     async with running_site(files={NAME: CONTENT}, bad=Misbehaviour(trickle=8192)) as site:
         with trio.CancelScope() as scope:
-            site.on_bytes = lambda n: scope.cancel() if n > 1_000_000 else None
+            site.on_bytes = lambda n: scope.cancel() if n > 2_000_000 else None
             await fetch(site, tmp_path)
         assert scope.cancelled_caught
         first, site.n_sent, site.on_bytes = site.n_sent, 0, None
         assert (await fetch(site, tmp_path)).read_bytes() == CONTENT
-        assert first + site.n_sent < len(CONTENT) + 600_000  # what was on the way in three connections
+        assert first + site.n_sent < len(CONTENT) + 1_300_000  # what three connections had on the way
 
 
 FETCHER = """
