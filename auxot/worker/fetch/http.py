@@ -11,12 +11,16 @@ import trio
 
 from auxot import __version__
 from auxot.core.errors import FetchError
+from auxot.core.logs import get_logger
 from auxot.worker.fetch.source import Patience
 
 MAX_REDIRECTS = 5
 MAX_RETRY_AFTER_S = 300.0
 
+_MAX_FAILURES = 5  # of a small request: someone without a network learns so in a quarter of a minute
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # worth another try
+
+_log = get_logger()
 
 
 class PassingError(Exception):
@@ -62,14 +66,17 @@ async def ask(
         RefusedByServerError: a status that is an error and will stay.
         FetchError: no proper answer after all tries.
     """
-    for n_failures in range(1, patience.max_failures + 1):
+    max_failures = min(patience.max_failures, _MAX_FAILURES)
+    for n_failures in range(1, max_failures + 1):
         try:
             response = await client.request(method, url, headers=dict(headers), follow_redirects=follow)
             check_status(response)
         except (httpx.TransportError, httpx.TooManyRedirects, PassingError) as exc:
-            if n_failures == patience.max_failures:
+            if n_failures == max_failures:
                 raise FetchError(f"{plain_url(url)}: {told(exc)} ({n_failures} tries)") from exc
-            await trio.sleep(max(patience.delay_s(n_failures), getattr(exc, "retry_after_s", 0.0)))
+            delay_s = max(patience.delay_s(n_failures), getattr(exc, "retry_after_s", 0.0))
+            _log.info("fetch.retry", url=plain_url(url), reason=told(exc), retry_ms=round(delay_s * 1000))
+            await trio.sleep(delay_s)
         else:
             return response
     raise AssertionError("a try is the last one")
