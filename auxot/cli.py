@@ -1,7 +1,7 @@
 """The commands `auxot`, `auxot-router` and `auxot-worker`: the only place that prints, and the last wall.
 
-    auxot-router [serve] [flags] | setup ... | version | help
-    auxot-worker [serve] [flags] | llama build ... | llama find ... | doctor ... | version | help
+    auxot-router [serve] [flags] | setup ... | models ... | version | help
+    auxot-worker [serve] [flags] | pull ... | llama ... | cache ... | doctor ... | version | help
     auxot demo ... | up ... | bench ... | version | help
     auxot-router, auxot-worker: install ... | list | uninstall ...
 
@@ -22,9 +22,10 @@ from typing import NoReturn
 
 import attrs
 
-from auxot import __version__, setup
+from auxot import __version__, cli_fetch, setup
 from auxot.config import RouterConfig, WorkerConfig, load_config, load_router_config, load_worker_config
-from auxot.config_local import BenchConfig, DemoConfig, DoctorConfig, LlamaConfig, UpConfig, load_up_config
+from auxot.config_local import BenchConfig, DemoConfig, DoctorConfig, UpConfig, load_up_config
+from auxot.config_models import ModelsConfig
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError
 from auxot.core.keys import Role
@@ -40,6 +41,7 @@ _AUXOT_HELP = """\
 usage: auxot demo [--serve]          router, worker and a tiny model on this machine; asks each API one question
        auxot up --model-path FILE    router and worker for your own GGUF file; keys are kept in .env
        auxot bench [--compare URL]   what the router adds to an answer, measured on this machine
+       auxot bundle MODEL            one archive for a GPU host without a network: model, llama-server, worker
        auxot version | help
 
 Each command has its own --help. On several machines: auxot-router, auxot-worker."""
@@ -140,8 +142,8 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
         yield exc
 
 
-def _complain(text: str, end: str = "\n") -> None:
-    print(text, end=end, file=sys.stderr, flush=True)
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _start_logs(level: Level, warnings: Sequence[str]) -> None:
@@ -166,12 +168,23 @@ def _serve_router(argv: Sequence[str]) -> int:
 
 def _router_help() -> str:
     usage = (
-        "auxot-router [serve] [flags]\n       auxot-router setup | install | list | uninstall [flags]\n"
+        "auxot-router [serve] [flags]\n       auxot-router setup | models | install | list | uninstall [flags]\n"
         "       auxot-router version | help"
     )
     return flag_parser(
         RouterConfig, prog="auxot-router", usage=usage, epilog=_other_variables(RouterConfig)
     ).format_help()
+
+
+def _models(argv: Sequence[str]) -> int:
+    config = load_config(ModelsConfig, "auxot-router models", argv=argv, environ=os.environ, cwd=Path.cwd())
+    from auxot.cli_models import show_models  # noqa: PLC0415 - see the module
+
+    return show_models(config, _say)
+
+
+def _models_help() -> str:
+    return flag_parser(ModelsConfig, prog="auxot-router models", usage="auxot-router models [flags]").format_help()
 
 
 def _setup_parser() -> Parser:
@@ -251,7 +264,9 @@ def _serve_worker(argv: Sequence[str]) -> int:
 
 def _worker_help() -> str:
     usage = (
-        "auxot-worker [serve] [flags]\n       auxot-worker llama build | llama find [flags]\n"
+        "auxot-worker [serve] [flags]\n       auxot-worker pull MODEL [flags]\n"
+        "       auxot-worker llama install | build | list | find [flags]\n"
+        "       auxot-worker cache list | prune [flags]\n"
         "       auxot-worker doctor | install | list | uninstall [flags]\n"
         "       auxot-worker version | help"
     )
@@ -276,51 +291,6 @@ def _doctor(argv: Sequence[str]) -> int:
 
 def _doctor_help() -> str:
     return flag_parser(DoctorConfig, prog="auxot-worker doctor").format_help()
-
-
-def _llama(argv: Sequence[str]) -> int:
-    actions = {"build": _llama_build, "find": _llama_find}
-    if not argv or argv[0] not in actions:
-        raise ConfigError("expected `auxot-worker llama build` or `auxot-worker llama find`")
-    config = load_config(
-        LlamaConfig, f"auxot-worker llama {argv[0]}", argv=argv[1:], environ=os.environ, cwd=Path.cwd()
-    )
-    return actions[argv[0]](config)
-
-
-def _llama_help() -> str:
-    usage = (
-        "auxot-worker llama build [--backend cpu|cuda|vulkan|metal] [--portable] [--force] [--llama-cache-dir PATH]\n"
-        "       auxot-worker llama find [--llama-server-path PATH] [--llama-cache-dir PATH]"
-    )
-    return flag_parser(LlamaConfig, prog="auxot-worker llama", usage=usage).format_help()
-
-
-def _llama_build(config: LlamaConfig) -> int:
-    import trio  # noqa: PLC0415
-
-    from auxot.build_report import BuildReport  # noqa: PLC0415
-    from auxot.worker.llama.build import Backend, build_llama_server  # noqa: PLC0415
-
-    with BuildReport(is_terminal=sys.stderr.isatty(), write=_complain) as report:
-        build = functools.partial(
-            build_llama_server,
-            cache_dir=config.llama_cache_dir,
-            backend=Backend(config.backend),
-            native=not config.portable,
-            force=config.force,
-            report=report,
-        )
-        path = trio.run(build)
-    _say(path)
-    return 0
-
-
-def _llama_find(config: LlamaConfig) -> int:
-    from auxot.worker.llama.binary import find_llama_server  # noqa: PLC0415
-
-    _say(find_llama_server(given=config.llama_binary, cache_dir=config.llama_cache_dir))
-    return 0
 
 
 # --- auxot ----------------------------------------------------------------------------------------------------------
@@ -369,6 +339,16 @@ def _up_help() -> str:
     return flag_parser(UpConfig, prog="auxot up", usage="auxot up --model-path FILE [flags]").format_help()
 
 
+def _quietly(run: Callable[[Sequence[str], Callable[[object], None]], int]) -> Callable[[Sequence[str]], int]:
+    """Return a command that shows what it does itself: of the log only what somebody must look at."""
+
+    def command(argv: Sequence[str]) -> int:
+        logs.configure(level=Level.WARNING)
+        return run(argv, _say)
+
+    return command
+
+
 def _other_variables(cls: type) -> str:
     """Return the part of a help text that tells the variables without a flag."""
     lines = [f"  {row.variable:<24} {row.help}" for row in rows(cls) if not row.flag]
@@ -379,6 +359,7 @@ ROUTER = Program(
     name="auxot-router",
     commands={
         "serve": Command(_serve_router, _router_help),
+        "models": Command(_models, _models_help),
         "setup": Command(_setup, lambda: _setup_parser().format_help()),
         **_unit_commands("router"),
     },
@@ -389,7 +370,9 @@ WORKER = Program(
     name="auxot-worker",
     commands={
         "serve": Command(_serve_worker, _worker_help),
-        "llama": Command(_llama, _llama_help),
+        "pull": Command(_quietly(cli_fetch.pull), cli_fetch.pull_help),
+        "llama": Command(_quietly(cli_fetch.llama), cli_fetch.llama_help),
+        "cache": Command(_quietly(cli_fetch.cache), cli_fetch.cache_help),
         "doctor": Command(_doctor, _doctor_help),
         **_unit_commands("worker"),
     },
@@ -398,7 +381,12 @@ WORKER = Program(
 )
 AUXOT = Program(
     name="auxot",
-    commands={"demo": Command(_demo, _demo_help), "up": Command(_up, _up_help), "bench": Command(_bench, _bench_help)},
+    commands={
+        "demo": Command(_demo, _demo_help),
+        "up": Command(_up, _up_help),
+        "bundle": Command(_quietly(cli_fetch.bundle), cli_fetch.bundle_help),
+        "bench": Command(_bench, _bench_help),
+    },
     default=None,
     help=lambda: _AUXOT_HELP,
 )

@@ -22,6 +22,8 @@ import attrs
 from auxot import kinds
 from auxot.core.errors import ConfigError
 from auxot.core.logs import Level
+from auxot.core.models.cache_types import CACHE_TYPE_BYTES, DEFAULT_CACHE_TYPE
+from auxot.core.sites import HUB, LLAMA_RELEASE, LLAMA_RELEASES
 from auxot.knobs import flag_parser, knob, knobs_of, load, read_dotenv
 
 DEFAULT_MODEL = "Qwen3-Coder-30B-A3B"
@@ -46,11 +48,20 @@ _OTHER_VARIABLES = frozenset(
     }
 )
 # Settings of the original router that ask for something that this version does not do.
-_WITHOUT_EFFECT = frozenset({"AUXOT_ALLOWED_TOOLS", "AUXOT_MCP_EXPOSE_LLM", "AUXOT_REGISTRY_FILE"})
+_WITHOUT_EFFECT = frozenset({"AUXOT_ALLOWED_TOOLS", "AUXOT_MCP_EXPOSE_LLM"})
 _TOOL_CREDENTIAL = re.compile(r"AUXOT_TOOLS?_[A-Z0-9_]+")
 
 # With CLI workers: what a coding assistant's account takes, and no model of our own.
 _CLI_DEFAULTS: Mapping[str, Any] = {"max_parallel": 1, "ctx_size": 200_000, "model": ""}
+
+CACHE_TYPE = knob(
+    "AUXOT_CACHE_TYPE",
+    kinds.choice(*CACHE_TYPE_BYTES),
+    help="what the KV cache keeps its numbers in; q8_0 takes half the memory of f16",
+)
+REGISTRY_FILE = knob(
+    "AUXOT_REGISTRY_FILE", kinds.path(), help="a registry of models in place of the one that comes with Auxot"
+)
 
 C = TypeVar("C")
 
@@ -129,7 +140,12 @@ class RouterConfig:
     )
     model: str = attrs.field(
         default=DEFAULT_MODEL,
-        metadata=knob("AUXOT_MODEL", kinds.text(), help="name of the model that the workers serve"),
+        metadata=knob(
+            "AUXOT_MODEL",
+            kinds.text(),
+            help="the model that the workers serve: a name that `auxot-router models` lists, "
+            "hf:owner/repo:file.gguf, a path on the workers, or any name where workers bring their own file",
+        ),
     )
     model_aliases: tuple[tuple[str, str], ...] = attrs.field(
         default=(),
@@ -144,6 +160,7 @@ class RouterConfig:
         default="",
         metadata=knob("AUXOT_QUANTIZATION", kinds.text(), help="quantization of the model; empty: automatic"),
     )
+    registry_file: Path | None = attrs.field(default=None, metadata=REGISTRY_FILE)
     ctx_size: int = attrs.field(
         default=131_072,
         metadata=knob(
@@ -328,7 +345,64 @@ class WorkerConfig:
     )
     model_path: Path | None = attrs.field(
         default=None,
-        metadata=knob("AUXOT_MODEL_FILE", kinds.path(), flag="--model-path", help="the GGUF file of the model"),
+        metadata=knob(
+            "AUXOT_MODEL_FILE",
+            kinds.path(),
+            flag="--model-path",
+            help="the GGUF file of the model; without it: the router's model, downloaded where it is missing",
+        ),
+    )
+    registry_file: Path | None = attrs.field(default=None, metadata=REGISTRY_FILE)
+    cache_type: str = attrs.field(default=DEFAULT_CACHE_TYPE, metadata=CACHE_TYPE)
+    memory: int = attrs.field(
+        default=0,
+        metadata=knob(
+            "AUXOT_MEMORY",
+            kinds.size(),
+            help="memory that the model may take, such as 24GB; 0: what is free, on the GPUs if there are any",
+        ),
+    )
+    hf_endpoint: str = attrs.field(
+        default=HUB,
+        metadata=knob("HF_ENDPOINT", kinds.url("https", "http"), flag=None, help="Hugging Face, or a mirror of it"),
+    )
+    hf_token: str | None = attrs.field(
+        default=None,
+        repr=False,
+        metadata=knob(
+            "HF_TOKEN",
+            kinds.text(),
+            flag=None,
+            is_secret=True,
+            help="token for models on Hugging Face that are not open to everybody",
+        ),
+    )
+    llama_release: str = attrs.field(
+        default=LLAMA_RELEASE,
+        metadata=knob(
+            "AUXOT_LLAMA_RELEASE",
+            kinds.tag(),
+            help="release of llama.cpp to download where there is no llama-server; none: download no program",
+        ),
+    )
+    llama_releases_url: str = attrs.field(
+        default=LLAMA_RELEASES,
+        metadata=knob(
+            "AUXOT_LLAMA_RELEASES_URL",
+            kinds.url("https", "http"),
+            help="where releases are listed, in the form of GitHub's API",
+        ),
+    )
+    github_token: str | None = attrs.field(
+        default=None,
+        repr=False,
+        metadata=knob(
+            "GITHUB_TOKEN",
+            kinds.text(),
+            flag=None,
+            is_secret=True,
+            help="token for the list of releases; strangers may ask 60 times an hour",
+        ),
     )
     models_dir: Path = attrs.field(
         factory=lambda: in_home("models"),
@@ -336,7 +410,7 @@ class WorkerConfig:
     )
     llama_cache_dir: Path = attrs.field(
         factory=lambda: in_home("llama-server"),
-        metadata=knob("AUXOT_LLAMA_CACHE_DIR", kinds.path(), help="folder for built llama-servers"),
+        metadata=knob("AUXOT_LLAMA_CACHE_DIR", kinds.path(), help="folder for llama-servers, downloaded and built"),
     )
     llama_binary: Path | None = attrs.field(
         default=None,
@@ -344,7 +418,7 @@ class WorkerConfig:
             "AUXOT_LLAMA_BINARY",
             kinds.path(),
             flag="--llama-server-path",
-            help="the llama-server to run; without it: the one on PATH, then the one in the cache",
+            help="the llama-server to run; without it: the one on PATH, the one in the cache, or a release",
         ),
     )
     llama_url: str | None = attrs.field(
@@ -432,9 +506,7 @@ def load_worker_config(argv: Sequence[str], environ: Mapping[str, str], cwd: Pat
     config = load_config(WorkerConfig, "auxot-worker", argv=argv, environ=environ, cwd=cwd)
     if config.reconnect_max_delay_s < config.reconnect_delay_s:
         raise ConfigError("AUXOT_RECONNECT_MAX_DELAY must not be shorter than AUXOT_RECONNECT_DELAY")
-    if config.llama_url is None:
-        if config.model_path is None:
-            raise ConfigError("AUXOT_MODEL_FILE or --model-path is required: the GGUF file of the model")
+    if config.llama_url is None and config.model_path is not None:
         check_file(config.model_path)
     return config
 

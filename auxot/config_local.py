@@ -13,6 +13,7 @@ import attrs
 from auxot import kinds
 from auxot.config import RouterConfig, WorkerConfig, check_file, in_home, load_config
 from auxot.core.logs import Level
+from auxot.core.sites import LLAMA_RELEASE, LLAMA_RELEASES
 from auxot.knobs import knob
 
 # What the same setting is in another command is told once, above.
@@ -24,7 +25,9 @@ _WORKER = attrs.fields_dict(WorkerConfig)
 class UpConfig:
     """Settings of `auxot up`: a router and a worker on this machine, for one GGUF file."""
 
-    model_path: Path = attrs.field(metadata=_WORKER["model_path"].metadata)
+    model_path: Path = attrs.field(
+        metadata=knob("AUXOT_MODEL_FILE", kinds.path(), flag="--model-path", help="the GGUF file of the model")
+    )
     model: str = attrs.field(
         default="", metadata=knob("AUXOT_MODEL", kinds.text(), help="name of the model; empty: that of its file")
     )
@@ -68,12 +71,15 @@ class DemoConfig:
 
 @attrs.frozen(kw_only=True)
 class LlamaConfig:
-    """Settings of `auxot-worker llama build` and `auxot-worker llama find`."""
+    """Settings of `auxot-worker llama install`, `build`, `list` and `find`."""
 
     backend: str = attrs.field(
-        default="cpu",
+        default="",
         metadata=knob(
-            None, kinds.choice("cpu", "cuda", "vulkan", "metal"), flag="--backend", help="what computes, for build"
+            None,
+            kinds.choice("cpu", "cuda", "vulkan", "metal"),
+            flag="--backend",
+            help="what computes; without it: for install what this machine has, for build cpu",
         ),
     )
     portable: bool = attrs.field(
@@ -87,6 +93,9 @@ class LlamaConfig:
     llama_cache_dir: Path = attrs.field(
         factory=lambda: in_home("llama-server"), metadata=_WORKER["llama_cache_dir"].metadata
     )
+    llama_release: str = attrs.field(default=LLAMA_RELEASE, metadata=_WORKER["llama_release"].metadata)
+    llama_releases_url: str = attrs.field(default=LLAMA_RELEASES, metadata=_WORKER["llama_releases_url"].metadata)
+    github_token: str | None = attrs.field(default=None, repr=False, metadata=_WORKER["github_token"].metadata)
     warnings: tuple[str, ...] = ()
 
 

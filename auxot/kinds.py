@@ -16,6 +16,7 @@ import attrs
 from auxot.core.errors import InvalidKeyError
 from auxot.core.keys import has_key_shape, parse_hash
 from auxot.core.logs import Level
+from auxot.core.sizes import parse_bytes
 
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
@@ -46,6 +47,11 @@ class Kind:
 def text() -> Kind:
     """A line of text."""
     return Kind(parse=_parse_text, allowed="a text without control characters", metavar="TEXT")
+
+
+def tag() -> Kind:
+    """The name of a release, which becomes part of addresses and file names."""
+    return Kind(parse=_parse_tag, allowed="the name of a release, such as b1234", metavar="TAG")
 
 
 def names() -> Kind:
@@ -85,6 +91,11 @@ def duration(least_s: float, most_s: float) -> Kind:
     """A duration in Go's syntax, as seconds; the range includes its ends."""
     allowed = f"a duration such as 15s, 5m or 1h30m, from {show_duration(least_s)} to {show_duration(most_s)}"
     return Kind(parse=lambda given: _in_range(parse_duration(given), least_s, most_s), allowed=allowed, metavar="TIME")
+
+
+def size() -> Kind:
+    """A size in bytes, with or without a unit."""
+    return Kind(parse=parse_bytes, allowed="a size such as 24GB or 23.5GiB", metavar="SIZE")
 
 
 def boolean() -> Kind:
@@ -153,6 +164,12 @@ def show_duration(seconds: float) -> str:
 
 def _parse_text(given: str) -> str:
     if not given.isprintable():
+        raise ValueError
+    return given
+
+
+def _parse_tag(given: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given):
         raise ValueError
     return given
 

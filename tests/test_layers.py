@@ -28,6 +28,8 @@ PURE = (
     "auxot.core.messages",
     "auxot.core.models*",
     "auxot.core.protocol",
+    "auxot.core.sites",
+    "auxot.core.sizes",
     "auxot.core.sse",
     "auxot.demo.tiny_model",
     "auxot.router.conduct",
@@ -39,6 +41,7 @@ PURE = (
     "auxot.router.headers",
     "auxot.router.keyring",
     "auxot.router.models",
+    "auxot.router.offer",
     "auxot.router.openapi*",
     "auxot.router.prefixes",
     "auxot.router.quotas",
@@ -101,7 +104,7 @@ class Layer:
     but_not: tuple[str, ...] = ()
 
 
-CONFIG = ("auxot.config", "auxot.config_local", "auxot.kinds", "auxot.knobs")
+CONFIG = ("auxot.config", "auxot.config_local", "auxot.config_models", "auxot.kinds", "auxot.knobs")
 SERVICES = tuple(f"auxot.{daemon}.service" for daemon in DAEMONS)
 COMMANDS = (
     "auxot.core",
@@ -109,10 +112,16 @@ COMMANDS = (
     "auxot.demo",
     "auxot.worker.doctor",
     "auxot.worker.llama.binary",
+    "auxot.worker.bundle",
+    "auxot.worker.cache",
+    "auxot.worker.fetch",
     "auxot.worker.llama.build",
+    "auxot.worker.llama.install",
+    "auxot.worker.machine",
     *CONFIG,
     *SERVICES,
 )
+CLI_PARTS = ("auxot.cli_fetch", "auxot.cli_models", "auxot.cli_progress")
 # The first one that matches holds.
 LAYERS = (
     Layer("auxot.core*", ("auxot.core",)),
@@ -123,7 +132,7 @@ LAYERS = (
     Layer("auxot.demo*", COMMANDS),
     Layer("auxot.__main__", ("auxot.cli",)),
     Layer("auxot.units*", ("auxot.units", "auxot.setup", *COMMANDS), SERVICES),
-    Layer("auxot*", (*COMMANDS, "auxot.build_report", "auxot.setup", "auxot.units")),  # cli, and what it is cut into
+    Layer("auxot*", (*COMMANDS, *CLI_PARTS, "auxot.setup", "auxot.units")),
 )
 
 

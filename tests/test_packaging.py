@@ -61,9 +61,10 @@ def test_package_says_its_version() -> None:
 
 
 def test_package_carries_its_data() -> None:
-    """An installed Auxot would have no types or no demo model."""
+    """An installed Auxot would have no types, no demo model or no registry."""
     assert files("auxot").joinpath("py.typed").is_file()
     assert files("auxot.demo").joinpath("chat_template.jinja").is_file()
+    assert files("auxot.core.models").joinpath("registry.json").is_file()
 
 
 def test_license_is_whole() -> None:

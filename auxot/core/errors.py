@@ -10,6 +10,7 @@
     |- RefusedError         an API request that is answered with an error; carries an ErrorCode
     |- KeyRefusedError      a worker whose key the router refuses: exit code 3
     |- LinkError            the worker's connection to its router ended or could not be made
+    |- FetchError           a file that cannot be downloaded, or is not what it must be
     '- LlamaError           llama-server is missing, does not start, or answered with an error
 
 `ErrorCode` is the inner name of a failure. Its HTTP status stands beside it; a dialect may have one of its
@@ -113,6 +114,10 @@ class KeyRefusedError(AuxotError):
 
 class LinkError(AuxotError):
     """The connection to the router ended, or could not be made: worth another try."""
+
+
+class FetchError(AuxotError):
+    """A file that cannot be downloaded, or is not what it must be; the text says what to do, in one line."""
 
 
 class LlamaError(AuxotError):

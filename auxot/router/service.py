@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from auxot.config import CLI_WORKERS
 from auxot.core.errors import AuxotError, ConfigError, ErrorCode, StoreError, first_error
 from auxot.core.jobs import Failed
 from auxot.core.keys import Role
 from auxot.core.logs import Logger, get_logger
-from auxot.core.messages import Policy
+from auxot.core.models.entries import load_registry
 from auxot.core.notify import Notifier, take_notifier
 from auxot.router import sweeper
 from auxot.router.activation import take_sockets
@@ -53,6 +54,7 @@ from auxot.router.images import Images
 from auxot.router.key_file import KeyFile
 from auxot.router.mailbox import Mailbox
 from auxot.router.models import Catalog
+from auxot.router.offer import Offer, cli_offer, gpu_offer
 from auxot.router.pages import Parts
 from auxot.router.placement import Placement
 from auxot.router.pool import Pool
@@ -152,14 +154,15 @@ async def serve(
     """
     router_id = secrets.token_hex(8)
     log = get_logger(router_id=router_id)
-    for warning in config.warnings:
+    offer = _offer(config)
+    for warning in (*config.warnings, *offer.warnings):
         log.warning("config.warning", text=warning)
     verifier = KeyVerifier(
         {Role.WORKER: config.admin_key_hash, Role.API: config.api_key_hash, Role.TOOLS: config.tools_key_hash},
         ttl_s=config.auth_cache_ttl_s,
     )
     async with open_store(config.redis_url) as store:
-        pool = await _open_pool(config, store=store, router_id=router_id, log=log, quiet=phases.quiet)
+        pool = await _open_pool(config, offer=offer, store=store, router_id=router_id, log=log, quiet=phases.quiet)
         async with trio.open_nursery() as background:
             if config.api_keys_file is not None:
                 await _open_key_file(config.api_keys_file, pool=pool, verifier=verifier, background=background)
@@ -175,7 +178,8 @@ async def serve(
             if config.redis_url is not None:
                 _start_mail(pool, store, background)
             limits = _limits(config, background)
-            parts = _parts(config, pool=pool, verifier=verifier, limits=limits, phases=phases, log=log)
+            catalog = _catalog(config, offer)
+            parts = _parts(config, catalog, pool=pool, verifier=verifier, limits=limits, phases=phases, log=log)
             await _serve_front(config, parts, phases=phases, sockets=sockets, task_status=task_status)
             if pool.correspondence.mailbox is not None:
                 with trio.move_on_after(CLOSE_TIMEOUT_S / 2):
@@ -210,7 +214,9 @@ def _start_mail(pool: Pool, store: Store, background: trio.Nursery) -> None:
     background.start_soon(Recount(pool, pool.log).run)
 
 
-async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log: Logger, quiet: trio.Event) -> Pool:
+async def _open_pool(
+    config: RouterConfig, *, offer: Offer, store: Store, router_id: str, log: Logger, quiet: trio.Event
+) -> Pool:
     queue = JobQueue(
         store,
         router_id=router_id,
@@ -227,7 +233,7 @@ async def _open_pool(config: RouterConfig, *, store: Store, router_id: str, log:
     )
     relay = Relay()
     return Pool(
-        policy=_policy(config),
+        policy=offer.policy,
         queue=queue,
         fleet=fleet,
         placement=Placement(fleet=fleet, is_on=config.affinity, wait_s=config.affinity_wait_s),
@@ -251,17 +257,22 @@ async def _open_queue(queue: JobQueue) -> None:
         raise
 
 
-def _policy(config: RouterConfig) -> Policy:
-    is_cli = config.worker_type == "cli"
-    return Policy(
-        worker_type="cli" if is_cli else None,
-        cli_type=config.cli_type if is_cli else None,
-        builtin_tools=config.cli_tools if is_cli else (),
-        model_name=config.model,
+def _offer(config: RouterConfig) -> Offer:
+    """Find out what the workers are to serve; ConfigError if no worker could."""
+    if config.worker_type == CLI_WORKERS:
+        return cli_offer(
+            model=config.model,
+            cli_type=config.cli_type,
+            tools=config.cli_tools,
+            ctx_tokens=config.ctx_size,
+            slots=config.max_parallel,
+        )
+    return gpu_offer(
+        load_registry(config.registry_file),
+        model=config.model,
         quantization=config.quantization,
-        context_size=config.ctx_size,
-        max_parallelism=config.max_parallel,
-        capabilities=("chat",),
+        ctx_tokens=config.ctx_size,
+        slots=config.max_parallel,
     )
 
 
@@ -297,7 +308,7 @@ async def _serve_front(
             addresses = await front_nursery.start(front)
         except OSError as exc:
             raise BindError(f"cannot listen on {config.host}:{config.port}: {exc.strerror or exc}") from exc
-        log.info("router.ready", addresses=[f"{host}:{port}" for host, port in addresses], model=config.model)
+        log.info("router.ready", addresses=[f"{host}:{port}" for host, port in addresses], model=parts.catalog.name)
         task_status.started(Router(addresses=addresses, pool=pool, catalog=parts.catalog, stop=phases.quiet.set))
         await phases.quiet.wait()
         if not sockets:
@@ -321,11 +332,11 @@ async def _drain(pool: Pool, *, grace_s: float, log: Logger, phases: FrontPhases
             closing.start_soon(session.close)
 
 
-def _catalog(config: RouterConfig) -> Catalog:
+def _catalog(config: RouterConfig, offer: Offer) -> Catalog:
     return Catalog(
-        name=config.model,
+        name=offer.name,
         created=MODELS_CREATED,
-        context_size=config.ctx_size,
+        context_size=offer.policy.context_size,
         aliases=tuple(alias for alias, _ in config.model_aliases),
     )
 
@@ -344,7 +355,14 @@ def _limits(config: RouterConfig, background: trio.Nursery) -> Limits:
 
 
 def _parts(
-    config: RouterConfig, *, pool: Pool, verifier: KeyVerifier, limits: Limits, phases: FrontPhases, log: Logger
+    config: RouterConfig,
+    catalog: Catalog,
+    *,
+    pool: Pool,
+    verifier: KeyVerifier,
+    limits: Limits,
+    phases: FrontPhases,
+    log: Logger,
 ) -> Parts:
     return Parts(
         pool=pool,
@@ -354,7 +372,7 @@ def _parts(
         openai=OPENAI_CHAT,
         anthropic=AnthropicMessages(keep_billing_header=config.keep_billing_header),
         anthropic_count=AnthropicCount(keep_billing_header=config.keep_billing_header),
-        catalog=_catalog(config),
+        catalog=catalog,
         cors=Cors(frozenset(config.cors_origins)) if config.cors_origins else None,
         quiet=phases.quiet,
         draining=phases.draining,
@@ -411,11 +429,15 @@ class _Reloader:
         ]
         taken = [name for name in changed if name in RELOADABLE]
         waiting = [name for name in changed if name not in (*RELOADABLE, "warnings")]
-        self.config = attrs.evolve(self.config, **{name: getattr(config, name) for name in taken})
-        router.catalog.become(_catalog(self.config))
-        if (policy := _policy(self.config)) != router.pool.policy:
-            router.pool.adopt(policy)
-        router.pool.log.info("config.reloaded", changed=taken, model=self.config.model)
+        wanted = attrs.evolve(self.config, **{name: getattr(config, name) for name in taken})
+        offer = _offer(wanted)  # the last thing that can fail
+        self.config = wanted
+        router.catalog.become(_catalog(wanted, offer))
+        if offer.policy != router.pool.policy:
+            router.pool.adopt(offer.policy)
+        for warning in offer.warnings:
+            router.pool.log.warning("config.warning", text=warning)
+        router.pool.log.info("config.reloaded", changed=taken, model=offer.name)
         if waiting:
             router.pool.log.warning("config.restart_needed", settings=waiting)
 

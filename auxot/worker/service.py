@@ -14,23 +14,28 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import attrs
 import trio
 
 from auxot.config import WorkerConfig
 from auxot.core.background import background
-from auxot.core.errors import ConfigError
 from auxot.core.link import LinkSettings, normalise_router_url
 from auxot.core.logs import get_logger
 from auxot.core.messages import Policy
+from auxot.core.models.cache_types import DEFAULT_CACHE_TYPE
+from auxot.core.models.entries import load_registry
 from auxot.core.notify import Notifier, take_notifier
+from auxot.core.sites import NO_RELEASE
+from auxot.worker.fetch.hub import Hub
+from auxot.worker.fetch.releases import Release
 from auxot.worker.llama.argv import LlamaSettings
 from auxot.worker.llama.binary import find_llama_server
 from auxot.worker.llama.http import parse_llama_url
 from auxot.worker.llama.server import LlamaServer, external_llama, llama_server
+from auxot.worker.prepare import Prepared, Supplies, prepare
 from auxot.worker.supervise import READY_TIMEOUT_S, Worker, WorkerSettings
 
 _SHOW_LLAMA_OUTPUT = 2  # the value of --debug
@@ -74,6 +79,7 @@ async def serve(
     Raises:
         ConfigError: the settings, or what the router asks for, cannot work.
         KeyRefusedError: the router does not accept the key.
+        FetchError: model or llama-server cannot be downloaded.
         LlamaError: there is no llama-server, it does not start, or it died too often.
     """
     report = report or Report(Notifier())
@@ -116,8 +122,8 @@ def worker_settings(config: WorkerConfig) -> WorkerSettings:
     """Turn the configuration into what the worker's parts take; everything that can be checked now is checked.
 
     Raises:
-        ConfigError: no model, or a router URL that is none.
-        LlamaError: there is no llama-server.
+        ConfigError: a router URL or a registry that is none.
+        LlamaError: there is no llama-server, and none is to be downloaded.
     """
     is_external = config.llama_url is not None
     link = LinkSettings(url=normalise_router_url(config.router_url), heartbeat_interval_s=config.heartbeat_interval_s)
@@ -135,26 +141,53 @@ def worker_settings(config: WorkerConfig) -> WorkerSettings:
 
 def _llama_opener(config: WorkerConfig) -> Callable[[Policy], AbstractAsyncContextManager[LlamaServer]]:
     """Return what opens the llama-server for a policy: an external one, or a process of ours."""
-    url, model = config.llama_url, config.model_path
-    if url is not None:
-        address = parse_llama_url(url)
+    if config.llama_url is not None:
+        address = parse_llama_url(config.llama_url)
         return lambda _: external_llama(address)
-    if model is None:
-        raise ConfigError("no model: set AUXOT_MODEL_FILE or --model-path to a GGUF file")
-    binary = find_llama_server(given=config.llama_binary, cache_dir=config.llama_cache_dir)
+    supplies = _supplies(config)
+    prepared: dict[Policy, Prepared] = {}  # of the policy that is served: a restart takes what the first start took
 
-    def open_llama(policy: Policy) -> AbstractAsyncContextManager[LlamaServer]:
-        settings = LlamaSettings(
-            binary=binary,
-            model=model,
-            slot_ctx_tokens=max(0, policy.context_size),
-            slots=max(1, policy.max_parallelism),
-            threads=config.threads,
-            gpu_layers=config.gpu_layers,
-        )
-        return llama_server(settings, show_output=config.debug >= _SHOW_LLAMA_OUTPUT)
+    @asynccontextmanager
+    async def open_llama(policy: Policy) -> AsyncGenerator[LlamaServer]:
+        if policy not in prepared:
+            fresh = await prepare(supplies, policy)
+            prepared.clear()
+            prepared[policy] = fresh
+        settings = _llama_settings(config, prepared[policy])
+        async with llama_server(settings, show_output=config.debug >= _SHOW_LLAMA_OUTPUT) as server:
+            yield server
 
     return open_llama
+
+
+def _supplies(config: WorkerConfig) -> Supplies:
+    """Gather what `prepare` needs; what is wrong with it now is found now."""
+    if config.llama_binary is not None or config.llama_release == NO_RELEASE:
+        find_llama_server(given=config.llama_binary, cache_dir=config.llama_cache_dir)
+    return Supplies(
+        model_path=config.model_path,
+        binary=config.llama_binary,
+        registry=load_registry(config.registry_file),
+        models_dir=config.models_dir,
+        llama_cache_dir=config.llama_cache_dir,
+        hub=Hub(endpoint=config.hf_endpoint, token=config.hf_token),
+        release=Release(tag=config.llama_release, site=config.llama_releases_url, token=config.github_token),
+        memory_bytes=config.memory,
+        cache_type=config.cache_type,
+    )
+
+
+def _llama_settings(config: WorkerConfig, prepared: Prepared) -> LlamaSettings:
+    return LlamaSettings(
+        binary=prepared.binary,
+        model=prepared.model.model,
+        mmproj=prepared.model.projector,
+        slot_ctx_tokens=prepared.shape.ctx_tokens,
+        slots=prepared.shape.slots,
+        threads=config.threads,
+        gpu_layers=config.gpu_layers,
+        cache_type="" if config.cache_type == DEFAULT_CACHE_TYPE else config.cache_type,
+    )
 
 
 async def _obey_signals(signals: AsyncIterator[int], quiet: trio.Event, serving: trio.CancelScope) -> None:

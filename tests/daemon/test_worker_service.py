@@ -84,10 +84,12 @@ async def test_router_for_cli_workers() -> None:
                 await serve(config(router.url))
 
 
-async def test_no_model() -> None:
-    """A worker without a model connects, and then does not know what to run."""
-    with pytest.raises(ConfigError, match="model"):
-        await serve(config("ws://127.0.0.1:1", llama_url=None))
+async def test_no_model(tmp_path: Path) -> None:
+    """A worker without a file for a model that nobody knows starts llama-server with nothing."""
+    with trio.fail_after(10):
+        async with stand_in_router() as router:
+            with pytest.raises(ConfigError, match=r"asks for a model that this worker has no file of: .*'Tiny'"):
+                await serve(config(router.url, llama_url=None, models_dir=tmp_path, llama_cache_dir=tmp_path))
 
 
 async def test_no_llama_server(tmp_path: Path) -> None:

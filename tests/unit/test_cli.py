@@ -13,7 +13,7 @@ import trio
 
 import auxot
 from auxot import cli, setup
-from auxot.build_report import BuildReport
+from auxot.cli_progress import Progress
 from auxot.config import load_router_config
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError, LlamaError
@@ -136,7 +136,7 @@ def test_version_is_that_of_the_release(capsys, one, argv):
             "auxot-router: --port: expected a whole number from 0 to 65535, got 'x'",
         ),
         (cli.ROUTER, ["setup", "--mdl"], "auxot-router: unknown argument --mdl (see `auxot-router setup --help`)"),
-        (cli.WORKER, ["llama"], "auxot-worker: expected `auxot-worker llama build` or `auxot-worker llama find`"),
+        (cli.WORKER, ["cache"], "auxot-worker: expected `auxot-worker cache list` or `auxot-worker cache prune`"),
         (
             cli.WORKER,
             ["llama", "build", "--backend", "tpu"],
@@ -314,7 +314,7 @@ def test_build_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(capsys):
     from auxot.worker.llama.build import BuildProgress  # noqa: PLC0415 - imports what the commands import late
 
     for is_terminal in (True, False):
-        with BuildReport(is_terminal=is_terminal, write=cli._complain) as report:
+        with Progress(is_terminal=is_terminal) as report:
             report("downloading")
             for done in range(101):
                 report(BuildProgress(done=done, total=100, step="compiling"))
@@ -327,6 +327,27 @@ def test_build_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(capsys):
         else:
             assert len(captured.err.splitlines()) == 2 + 11
             assert "\r" not in captured.err
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_download_is_shown_with_its_speed(capsys, is_terminal):
+    """A user waits for an hour and does not know for how long still; a log file gets a line every second."""
+    from auxot.worker.fetch.source import FetchProgress  # noqa: PLC0415
+
+    with Progress(is_terminal=is_terminal) as report:
+        for done in range(0, 4 * 10**9 + 1, 10**7):
+            speed = done / 100
+            report(
+                FetchProgress(
+                    name="m.gguf", doing="downloading", done_bytes=done, total_bytes=4 * 10**9, bytes_per_s=speed
+                )
+            )
+    shown = capsys.readouterr().err
+    if is_terminal:
+        assert f"[{'#' * 15}{'.' * 15}] 2.0 GB/4.0 GB downloading m.gguf, 20.0 MB/s" in shown
+    else:
+        assert len(shown.splitlines()) == 11
+        assert "downloading m.gguf, 20.0 MB/s: 2.0 GB of 4.0 GB\n" in shown
 
 
 def test_reader_that_went_away_is_no_crash():

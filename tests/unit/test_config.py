@@ -13,6 +13,7 @@ from auxot.config_local import BenchConfig, DemoConfig, LlamaConfig, UpConfig, l
 from auxot.core.errors import ConfigError
 from auxot.core.keys import CHEAP, Role, generate_key, hash_key
 from auxot.core.logs import Level
+from auxot.core.sites import LLAMA_RELEASE, LLAMA_RELEASES
 from auxot.knobs import MAX_DOTENV_BYTES, knobs_of, rows
 
 KEY = generate_key(Role.WORKER)
@@ -55,6 +56,7 @@ def test_router_defaults_are_those_of_the_original(tmp_path):
         "model": "Qwen3-Coder-30B-A3B",
         "model_aliases": (),
         "quantization": "",
+        "registry_file": None,
         "ctx_size": 131072,
         "max_parallel": 2,
         "worker_type": "gpu",
@@ -90,6 +92,14 @@ def test_worker_defaults_are_those_of_the_original(tmp_path, model):
         "router_url": "ws://127.0.0.1:8080",
         "gpu_key": KEY,
         "model_path": model,
+        "registry_file": None,
+        "cache_type": "f16",
+        "memory": 0,
+        "hf_endpoint": "https://huggingface.co",
+        "hf_token": None,
+        "llama_release": LLAMA_RELEASE,
+        "llama_releases_url": LLAMA_RELEASES,
+        "github_token": None,
         "models_dir": Path.home() / ".auxot/models",
         "llama_cache_dir": Path.home() / ".auxot/llama-server",
         "llama_binary": None,
@@ -322,8 +332,7 @@ def test_worker_needs_a_key_that_could_be_one(tmp_path, model):
 
 def test_worker_needs_a_model_that_is_there(tmp_path, model):
     """A worker would join the router and then find that it has nothing to serve."""
-    line = fails(load_worker_config, [], WORKER_ENV, tmp_path)
-    assert line == "AUXOT_MODEL_FILE or --model-path is required: the GGUF file of the model"
+    assert load_worker_config([], WORKER_ENV, tmp_path).model_path is None  # the router's, then
     line = fails(load_worker_config, [f"--model-path={model}x"], WORKER_ENV, tmp_path)
     assert line.endswith(f"there is no file '{model}x'")
     config = load_worker_config(["--llama-url", "http://127.0.0.1:8081"], WORKER_ENV, tmp_path)

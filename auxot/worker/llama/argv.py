@@ -15,9 +15,9 @@ BATCH_TOKENS = (
     512  # llama-server notices a cancelled prompt between two batches: its default of 2048 takes four times as long
 )
 
-# Ours hold keys; HF_TOKEN is for downloads; with LLAMA_API_KEY llama-server would refuse our own requests.
+# Ours hold keys; two tokens are for downloads; with LLAMA_API_KEY llama-server would refuse our own requests.
 _WITHHELD_PREFIX = "AUXOT_"
-_WITHHELD = frozenset({"HF_TOKEN", "LLAMA_API_KEY", "LLAMA_ARG_API_KEY_FILE"})
+_WITHHELD = frozenset({"HF_TOKEN", "GITHUB_TOKEN", "LLAMA_API_KEY", "LLAMA_ARG_API_KEY_FILE"})
 
 
 @attrs.frozen(kw_only=True)
@@ -32,6 +32,7 @@ class LlamaSettings:
         mmproj: the vision projector, if the model has one.
         threads: CPU threads; 0: llama-server's choice.
         gpu_layers: how many layers go to the GPU; 0: llama-server's choice.
+        cache_type: what the KV cache keeps its numbers in; "": llama-server's choice.
     """
 
     binary: Path
@@ -41,6 +42,7 @@ class LlamaSettings:
     mmproj: Path | None = None
     threads: int = 0
     gpu_layers: int = 0
+    cache_type: str = ""
 
 
 def llama_argv(settings: LlamaSettings, socket: Path) -> list[str]:
@@ -64,6 +66,8 @@ def llama_argv(settings: LlamaSettings, socket: Path) -> list[str]:
         argv += ["--threads", str(settings.threads)]
     if settings.gpu_layers > 0:
         argv += ["--n-gpu-layers", str(settings.gpu_layers)]
+    if settings.cache_type:
+        argv += ["--cache-type-k", settings.cache_type, "--cache-type-v", settings.cache_type]
     return argv
 
 

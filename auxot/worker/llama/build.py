@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import fcntl
 import hashlib
 import os
 import platform
@@ -25,8 +24,8 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 import attrs
 import trio
@@ -34,12 +33,13 @@ import trio
 from auxot.core.errors import LlamaError
 from auxot.worker.llama.binary import BINARY_NAME, is_executable, llama_server_version, platform_cache_dir
 from auxot.worker.llama.build_program import run_pip, run_program
+from auxot.worker.lock import held_lock
 
+BUILD_LOCK = ".build.lock"  # in the cache; installers hold it too
 _MIN_CMAKE = (3, 14)  # CMakeLists.txt of llama.cpp
 _TOOLS = {"cmake": "cmake>=3.14,<5", "ninja": "ninja>=1.10"}  # program -> the package that carries it
 _PROGRESS = re.compile(r"\[(\d+)/(\d+)\] ")
 _NINJA_STATUS = "[%f/%t] "
-_LOCK_POLL_S = 1.0
 # How long a step may take before it counts as stuck, in seconds.
 _CONFIGURE_LIMIT_S = 600.0
 _COMPILE_LIMIT_S = 4 * 3600.0  # CUDA for many GPU generations on a small machine
@@ -211,29 +211,12 @@ def _cuda_variables(environ: Mapping[str, str], search_path: str) -> dict[str, s
 
 @contextlib.asynccontextmanager
 async def _only_builder(folder: Path, report: Report) -> AsyncGenerator[None]:
-    """Hold the cache's lock; the kernel frees it also when this process is killed."""
-    with _open_lock_file(folder) as lock_file:
-        if not _try_lock(lock_file):
-            report("waiting for another build to end")
-            while not _try_lock(lock_file):  # noqa: ASYNC110 - a flock that waits in a thread cannot be cancelled
-                await trio.sleep(_LOCK_POLL_S)
-        yield
-
-
-def _open_lock_file(folder: Path) -> IO[bytes]:
+    """Hold the cache's lock."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return (folder / ".build.lock").open("ab")
+        async with held_lock(folder / BUILD_LOCK, on_wait=partial(report, "waiting for another build to end")):
+            yield
     except OSError as exc:
         raise LlamaError(f"cannot write to the cache {folder}: {exc.strerror}") from exc
-
-
-def _try_lock(lock_file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextlib.contextmanager
