@@ -106,6 +106,7 @@ class Layer:
 
 CONFIG = ("auxot.config", "auxot.config_local", "auxot.config_models", "auxot.kinds", "auxot.knobs")
 SERVICES = tuple(f"auxot.{daemon}.service" for daemon in DAEMONS)
+ASSEMBLY = ("auxot.router.assembly", "auxot.router.reload")  # what the router's service is cut into
 COMMANDS = (
     "auxot.core",
     "auxot.bench.service",
@@ -127,7 +128,8 @@ LAYERS = (
     Layer("auxot.core*", ("auxot.core",)),
     *(Layer(module, ("auxot.core", *CONFIG)) for module in CONFIG),
     *(Layer(f"auxot.{daemon}.service", (f"auxot.{daemon}", "auxot.core", *CONFIG)) for daemon in DAEMONS),
-    *(Layer(f"auxot.{daemon}*", (f"auxot.{daemon}", "auxot.core"), (f"auxot.{daemon}.service",)) for daemon in DAEMONS),
+    *(Layer(module, ("auxot.router", "auxot.core", *CONFIG), SERVICES) for module in ASSEMBLY),
+    *(Layer(f"auxot.{daemon}*", (f"auxot.{daemon}", "auxot.core"), (*SERVICES, *ASSEMBLY)) for daemon in DAEMONS),
     Layer("auxot.bench*", ("auxot.bench", "auxot.core", *CONFIG)),  # it starts the programs that it measures
     Layer("auxot.demo*", COMMANDS),
     Layer("auxot.__main__", ("auxot.cli",)),
@@ -211,6 +213,8 @@ def test_file_keeps_to_its_layer(path: Path) -> None:
         ("auxot.router.queue", "from ..worker import execute"),
         ("auxot.router.queue", "from . import service"),
         ("auxot.router.queue", "from auxot.config import RouterConfig"),
+        ("auxot.router.queue", "from auxot.router.assembly import open_pool"),
+        ("auxot.router.reload", "from auxot.router.service import main"),
         ("auxot.router.relay", "import quart"),
         ("auxot.router.relay", "import httpx"),
         ("auxot.router.session", "from websockets.sync.server import serve"),

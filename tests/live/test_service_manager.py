@@ -214,14 +214,22 @@ def test_hangup_changes_the_policy_of_running_workers(manager, tmp_path):
             assert receive(worker, "hello_ack")["policy"]["model_name"] == "new-model"
 
 
-def test_hangup_with_bad_settings_changes_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"AUXOT_CTX_SIZE": "many"}, "AUXOT_CTX_SIZE"),
+        ({"AUXOT_MODEL": "Qwen3-8B", "AUXOT_QUANTIZATION": "Q9_X"}, "no quantization 'Q9_X' of Qwen3-8B"),
+        ({"AUXOT_REGISTRY_FILE": "nowhere.json"}, "nowhere.json"),
+    ],
+)
+def test_hangup_with_bad_settings_changes_nothing(tmp_path, settings, error):
     """A typing error in the settings would end a router that serves."""
     write_settings(tmp_path, AUXOT_MODEL="old-model")
     with running_daemon(tmp_path, "router", "auxot-router") as router:
         url = url_of(router)
-        write_settings(tmp_path, AUXOT_MODEL="new-model", AUXOT_CTX_SIZE="many")
+        write_settings(tmp_path, **{"AUXOT_MODEL": "new-model", **settings})
         router.send(signal.SIGHUP)
-        assert "AUXOT_CTX_SIZE" in router.wait_for("config.not_reloaded")["error"]
+        assert error in router.wait_for("config.not_reloaded")["error"]
         assert models(url) == ["old-model"]
 
 
