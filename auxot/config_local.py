@@ -11,7 +11,8 @@ from pathlib import Path
 import attrs
 
 from auxot import kinds
-from auxot.config import RouterConfig, WorkerConfig, check_file, in_home, load_config
+from auxot.config import RouterConfig, WorkerConfig, check_file, load_config
+from auxot.config_shared import in_home
 from auxot.core.logs import Level
 from auxot.core.sites import LLAMA_RELEASE, LLAMA_RELEASES
 from auxot.knobs import knob

@@ -10,7 +10,8 @@ from pathlib import Path
 import attrs
 
 from auxot import kinds
-from auxot.config import CACHE_TYPE, RouterConfig, WorkerConfig, in_home
+from auxot.config import RouterConfig, WorkerConfig
+from auxot.config_shared import CACHE_TYPE, in_home
 from auxot.core.models.cache_types import DEFAULT_CACHE_TYPE
 from auxot.core.sites import HUB, LLAMA_RELEASE, LLAMA_RELEASES
 from auxot.knobs import knob

@@ -104,7 +104,16 @@ class Layer:
     but_not: tuple[str, ...] = ()
 
 
-CONFIG = ("auxot.config", "auxot.config_local", "auxot.config_models", "auxot.kinds", "auxot.knobs")
+CONFIG = (
+    "auxot.config",
+    "auxot.config_local",
+    "auxot.config_models",
+    "auxot.config_router",
+    "auxot.config_shared",
+    "auxot.config_worker",
+    "auxot.kinds",
+    "auxot.knobs",
+)
 SERVICES = tuple(f"auxot.{daemon}.service" for daemon in DAEMONS)
 ASSEMBLY = ("auxot.router.assembly", "auxot.router.reload")  # what the router's service is cut into
 COMMANDS = (
