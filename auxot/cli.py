@@ -278,7 +278,8 @@ def _doctor(argv: Sequence[str]) -> int:
     _start_logs(Level.WARNING, config.warnings)
     import trio  # noqa: PLC0415
 
-    from auxot.worker.doctor import Finding, Subject, examine, report, show  # noqa: PLC0415
+    from auxot.worker.doctor import Subject, examine  # noqa: PLC0415
+    from auxot.worker.findings import Finding, report, show  # noqa: PLC0415
 
     findings: list[Finding] = []
     tell = findings.append if config.json else lambda finding: _say(show(finding))

@@ -132,12 +132,12 @@ def _installed(config: LlamaConfig | BundleConfig, *, gpu: str) -> Path:
 
     from auxot.worker.fetch.releases import Release  # noqa: PLC0415
     from auxot.worker.llama.install import install_llama_server  # noqa: PLC0415
-    from auxot.worker.machine import look_at_machine  # noqa: PLC0415
+    from auxot.worker.machine import backend, look_at_host  # noqa: PLC0415
 
     release = Release(tag=config.llama_release, site=config.llama_releases_url, token=config.github_token)
 
     async def install() -> Path:
-        kind = gpu or (await look_at_machine()).gpu
+        kind = gpu or backend(await look_at_host()).value
         return await install_llama_server(cache_dir=config.llama_cache_dir, release=release, gpu=kind, report=report)
 
     with Progress() as report:

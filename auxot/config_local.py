@@ -14,6 +14,7 @@ from auxot import kinds
 from auxot.config import RouterConfig, WorkerConfig, check_file, load_config
 from auxot.config_shared import in_home
 from auxot.core.logs import Level
+from auxot.core.models.cache_types import DEFAULT_CACHE_TYPE
 from auxot.core.sites import LLAMA_RELEASE, LLAMA_RELEASES
 from auxot.knobs import knob
 
@@ -165,10 +166,14 @@ class DoctorConfig:
     )
     model_path: Path | None = attrs.field(default=None, metadata=_WORKER["model_path"].metadata)
     models_dir: Path = attrs.field(factory=lambda: in_home("models"), metadata=_WORKER["models_dir"].metadata)
+    registry_file: Path | None = attrs.field(default=None, metadata=_WORKER["registry_file"].metadata)
+    cache_type: str = attrs.field(default=DEFAULT_CACHE_TYPE, metadata=_WORKER["cache_type"].metadata)
+    memory: int = attrs.field(default=0, metadata=_WORKER["memory"].metadata)
     llama_cache_dir: Path = attrs.field(
         factory=lambda: in_home("llama-server"), metadata=_WORKER["llama_cache_dir"].metadata
     )
     llama_binary: Path | None = attrs.field(default=None, metadata=_WORKER["llama_binary"].metadata)
+    llama_release: str = attrs.field(default=LLAMA_RELEASE, metadata=_WORKER["llama_release"].metadata)
     llama_url: str | None = attrs.field(default=None, metadata=_WORKER["llama_url"].metadata)
     json: bool = attrs.field(
         default=False, metadata=knob(None, kinds.boolean(), flag="--json", help="tell it all as one JSON object")

@@ -121,6 +121,7 @@ COMMANDS = (
     "auxot.bench.service",
     "auxot.demo",
     "auxot.worker.doctor",
+    "auxot.worker.findings",
     "auxot.worker.llama.binary",
     "auxot.worker.bundle",
     "auxot.worker.cache",

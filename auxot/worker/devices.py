@@ -56,16 +56,6 @@ class Host:
     n_cpus: int
     problems: tuple[str, ...] = ()
 
-    @property
-    def devices(self) -> tuple[Device, ...]:
-        """All of them, the processor last."""
-        return (*self.gpus, self.cpu)
-
-    @property
-    def gpu_bytes(self) -> int:
-        """The memory of all GPUs together."""
-        return sum(gpu.total_bytes for gpu in self.gpus)
-
 
 @attrs.frozen(kw_only=True)
 class Machine:
@@ -96,8 +86,3 @@ class Machine:
         """Return a file's number; 0 if there is none."""
         text = self.read(path)
         return int(text) if text.isdecimal() else 0
-
-
-def show_bytes(n_bytes: int) -> str:
-    """Write a number of bytes for people: 23.6 GiB."""
-    return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB else f"{n_bytes / 1024**2:.0f} MiB"

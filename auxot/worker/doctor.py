@@ -6,32 +6,32 @@ sees a worker that asks for its policy and leaves. All of it takes at most about
 
 from __future__ import annotations
 
-import enum
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
-import orjson
 import trio
 
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError, LinkError, LlamaError
 from auxot.core.keys import Role, has_key_shape, redact
 from auxot.core.link import LinkSettings, normalise_router_url, open_link
 from auxot.core.messages import PENDING_BACKEND, Capabilities, Hello, Policy
-from auxot.worker.devices import GIB, Device, DeviceKind, Host, show_bytes
-from auxot.worker.gpus import detect
+from auxot.core.sites import NO_RELEASE
+from auxot.core.sizes import show_bytes
+from auxot.worker.devices import GIB, Device, DeviceKind, Host
+from auxot.worker.doctor_model import check_file, check_policy, room_at
+from auxot.worker.findings import Finding, Verdict
 from auxot.worker.llama.binary import find_llama_server, llama_server_version
 from auxot.worker.llama.http import parse_llama_url
+from auxot.worker.llama.install import has_release
+from auxot.worker.machine import backend, look_at_host
 
 ROUTER_TIMEOUT_S = 20.0
 LLAMA_TIMEOUT_S = 20.0
 LOW_DISK_BYTES, LOW_MEMORY_BYTES = 5 * GIB, 2 * GIB
-_GGUF = b"GGUF"
-_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<n>\d{5})\.gguf")
 _LISTED = re.compile(r"^  (?P<id>\w+): (?P<name>.+) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)$", re.MULTILINE)
 _HOW_TO_BUILD = {
     DeviceKind.CUDA: "cuda",
@@ -39,24 +39,6 @@ _HOW_TO_BUILD = {
     DeviceKind.VULKAN: "vulkan",
     DeviceKind.METAL: "metal",
 }
-
-
-class Verdict(enum.Enum):
-    """What a check found. A start works with warnings; it does not with a failure."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@attrs.frozen
-class Finding:
-    """What one check found: `text` tells it, `advice` what to do."""
-
-    check: str
-    verdict: Verdict
-    text: str
-    advice: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -67,8 +49,12 @@ class Subject:
     gpu_key: str | None = attrs.field(repr=False)
     model_path: Path | None
     models_dir: Path
+    registry_file: Path | None
+    cache_type: str
+    memory: int
     llama_cache_dir: Path
     llama_binary: Path | None
+    llama_release: str
     llama_url: str | None
 
 
@@ -83,27 +69,15 @@ async def examine(subject: Subject, tell: Callable[[Finding], None]) -> bool:
 
     key = check_key(subject.gpu_key)
     note(key)
-    note(await _check_router(subject, has_key=key.verdict is not Verdict.FAIL))
-    host = await trio.to_thread.run_sync(detect)
+    router, policy = await _check_router(subject, has_key=key.verdict is not Verdict.FAIL)
+    note(router)
+    host = await look_at_host()
     note(*check_gpus(host), check_memory(host), *check_disk(subject))
     if subject.llama_url is not None:
         note(await _check_llama_url(subject.llama_url))
     else:
-        note(await _check_binary(subject, host), check_model(subject.model_path, host))
+        note(await _check_binary(subject, host), check_model(subject, policy, host))
     return Verdict.FAIL not in verdicts
-
-
-def show(finding: Finding) -> str:
-    """Return a finding as a line, with a second one for what to do."""
-    line = f"{finding.verdict.value:<5} {finding.check:<13} {finding.text}"
-    return f"{line}\n{'':<19} -> {finding.advice}" if finding.advice else line
-
-
-def report(findings: Sequence[Finding]) -> str:
-    """Return all findings as a JSON object."""
-    rows = [{**attrs.asdict(one), "verdict": one.verdict.value} for one in findings]
-    is_well = all(one.verdict is not Verdict.FAIL for one in findings)
-    return orjson.dumps({"ok": is_well, "findings": rows}, option=orjson.OPT_INDENT_2).decode()
 
 
 def check_key(key: str | None) -> Finding:
@@ -143,8 +117,7 @@ def check_memory(host: Host) -> Finding:
 def check_disk(subject: Subject) -> Iterator[Finding]:
     """Tell the room for models and for llama-servers."""
     for folder in dict.fromkeys((subject.models_dir, subject.llama_cache_dir)):
-        there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
-        free = shutil.disk_usage(there).free
+        there, free = room_at(folder)
         text = f"{folder}: {show_bytes(free)} free"
         if not os.access(there, os.W_OK):
             yield Finding("disk", Verdict.WARN, f"{folder} cannot be written to", "choose another with --models-dir")
@@ -154,29 +127,20 @@ def check_disk(subject: Subject) -> Iterator[Finding]:
             yield Finding("disk", Verdict.OK, text)
 
 
-def check_model(path: Path | None, host: Host) -> Finding:
-    """Look at the model's files, and whether this host has the memory for them."""
-    if path is None:
-        return Finding("model", Verdict.FAIL, "there is none", "give a GGUF file with --model-path")
-    try:
-        files = shards(path)
-        n_bytes = sum(file.stat().st_size for file in files)
-        with path.open("rb") as stream:
-            is_gguf = stream.read(len(_GGUF)) == _GGUF
-    except OSError as exc:
-        return Finding("model", Verdict.FAIL, f"{exc.filename or path}: {exc.strerror}", "correct --model-path")
-    if not is_gguf:
-        return Finding("model", Verdict.FAIL, f"{path} is no GGUF file", "download it again, or convert it")
-    return _fit(path, n_bytes, host)
-
-
-def shards(path: Path) -> list[Path]:
-    """Return the files of a model: all parts where the name says that it is the first of several."""
-    match = _SHARD.fullmatch(path.name)
-    if match is None:
-        return [path]
-    n = match["n"]
-    return [path.with_name(f"{match['stem']}-{part:05d}-of-{n}.gguf") for part in range(1, int(n) + 1)]
+def check_model(subject: Subject, policy: Policy | None, host: Host) -> Finding:
+    """Look at the model: the operator's own, or what the router asks for; `policy`: None if it has not told."""
+    if subject.model_path is not None:
+        return check_file(subject.model_path, host)
+    if policy is None:
+        return Finding("model", Verdict.WARN, "the router says which one, and it has not answered", "see above")
+    return check_policy(
+        policy,
+        host,
+        registry_file=subject.registry_file,
+        memory_bytes=subject.memory,
+        cache_type=subject.cache_type,
+        models_dir=subject.models_dir,
+    )
 
 
 def devices_listed(text: str) -> list[Device]:
@@ -197,51 +161,41 @@ def _kind_of(device_id: str) -> DeviceKind:
     return next((kind for word, kind in words.items() if device_id.startswith(word)), DeviceKind.VULKAN)
 
 
-def _fit(path: Path, n_bytes: int, host: Host) -> Finding:
-    own = sum(gpu.total_bytes for gpu in host.gpus if not gpu.is_shared)
-    gpu, everything = show_bytes(host.gpu_bytes), own + host.cpu.total_bytes
-    text = f"{path.name}: {show_bytes(n_bytes)} of weights"
-    if n_bytes > everything:
-        return Finding(
-            "model", Verdict.FAIL, f"{text}, {show_bytes(everything)} of memory", "take a smaller quantization"
-        )
-    if host.gpus and n_bytes > host.gpu_bytes > 0:
-        return Finding("model", Verdict.WARN, f"{text}, {gpu} on GPUs", "a part runs on the processor, and is slow")
-    return Finding("model", Verdict.OK, text)
-
-
-async def _check_router(subject: Subject, *, has_key: bool) -> Finding:
-    """Say hello to the router, as a worker that asks for its policy."""
+async def _check_router(subject: Subject, *, has_key: bool) -> tuple[Finding, Policy | None]:
+    """Say hello to the router, as a worker that asks for its policy; return that too."""
     if not subject.router_url:
-        return Finding("router", Verdict.FAIL, "no address is given", "set AUXOT_ROUTER_URL, or give --router-url")
+        return Finding(
+            "router", Verdict.FAIL, "no address is given", "set AUXOT_ROUTER_URL, or give --router-url"
+        ), None
     try:
         link = LinkSettings(url=normalise_router_url(subject.router_url))
     except ConfigError as exc:
-        return Finding("router", Verdict.FAIL, str(exc), "correct AUXOT_ROUTER_URL")
+        return Finding("router", Verdict.FAIL, str(exc), "correct AUXOT_ROUTER_URL"), None
     if not has_key:
-        return Finding("router", Verdict.FAIL, f"{link.url} is not asked without a key", "see above")
+        return Finding("router", Verdict.FAIL, f"{link.url} is not asked without a key", "see above"), None
     return await _ask_router_in_time(link, subject.gpu_key or "")
 
 
-async def _ask_router_in_time(link: LinkSettings, key: str) -> Finding:
+async def _ask_router_in_time(link: LinkSettings, key: str) -> tuple[Finding, Policy | None]:
     try:
         with trio.fail_after(ROUTER_TIMEOUT_S):
-            return await _ask_router(link, key)
+            policy = await _ask_router(link, key)
     except KeyRefusedError:
-        return Finding("router", Verdict.FAIL, f"{link.url} refuses the key", "use the worker key of this router")
+        return Finding("router", Verdict.FAIL, f"{link.url} refuses the key", "use the worker key of this router"), None
     except LinkError as exc:
-        return Finding("router", Verdict.FAIL, str(exc), "is it running, and is the address right? wss:// needs TLS")
+        advice = "is it running, and is the address right? wss:// needs TLS"
+        return Finding("router", Verdict.FAIL, str(exc), advice), None
     except trio.TooSlowError:
-        return Finding("router", Verdict.FAIL, f"{link.url} does not answer within {ROUTER_TIMEOUT_S:g} s")
+        return Finding("router", Verdict.FAIL, f"{link.url} does not answer within {ROUTER_TIMEOUT_S:g} s"), None
+    if policy is not None and policy.worker_type == "cli":
+        return Finding("router", Verdict.FAIL, f"{link.url} wants workers that run coding assistants"), None
+    return Finding("router", Verdict.OK, f"{link.url} takes the key{_wish(policy)}"), policy
 
 
-async def _ask_router(settings: LinkSettings, key: str) -> Finding:
+async def _ask_router(settings: LinkSettings, key: str) -> Policy | None:
     pending = Capabilities(backend=PENDING_BACKEND, model=PENDING_BACKEND, ctx_size=0)
     async with open_link(settings, Hello(gpu_key=key, worker_type="gpu", capabilities=pending)) as link:
-        policy = link.ack.policy
-    if policy is not None and policy.worker_type == "cli":
-        return Finding("router", Verdict.FAIL, f"{settings.url} wants workers that run coding assistants")
-    return Finding("router", Verdict.OK, f"{settings.url} takes the key{_wish(policy)}")
+        return link.ack.policy
 
 
 def _wish(policy: Policy | None) -> str:
@@ -251,9 +205,27 @@ def _wish(policy: Policy | None) -> str:
 
 
 async def _check_binary(subject: Subject, host: Host) -> Finding:
-    """Run llama-server, and see whether it finds the GPUs that are there."""
+    """Find llama-server as a start does, and run it."""
     try:
         binary = find_llama_server(given=subject.llama_binary, cache_dir=subject.llama_cache_dir)
+    except LlamaError as exc:
+        if subject.llama_binary is not None or subject.llama_release == NO_RELEASE:
+            return Finding("llama-server", Verdict.FAIL, str(exc))
+        return _without_binary(subject.llama_release, host)
+    return await _run_binary(binary, host)
+
+
+def _without_binary(release: str, host: Host) -> Finding:
+    """Tell how a start gets one."""
+    if has_release(backend(host).value):
+        return Finding("llama-server", Verdict.OK, f"none is here: a start downloads release {release} of llama.cpp")
+    text = "none is here, and no release is for this machine: a start builds one"
+    return Finding("llama-server", Verdict.WARN, text, "that takes a C++ compiler and some minutes")
+
+
+async def _run_binary(binary: Path, host: Host) -> Finding:
+    """Run llama-server, and see whether it finds the GPUs that are there."""
+    try:
         with trio.fail_after(LLAMA_TIMEOUT_S):
             version = await llama_server_version(binary)
             done = await trio.run_process(
@@ -266,7 +238,7 @@ async def _check_binary(subject: Subject, host: Host) -> Finding:
     text = f"{binary}: {version.release}, build {version.build}"
     listed = devices_listed(done.stdout.decode(errors="replace"))
     if host.gpus and not listed:
-        advice = f"`auxot-worker llama build --backend {_HOW_TO_BUILD[host.gpus[0].kind]}` makes one that does"
+        advice = f"`auxot-worker llama build --backend {_HOW_TO_BUILD[backend(host)]}` makes one that does"
         return Finding("llama-server", Verdict.WARN, f"{text}; uses no GPU", advice)
     uses = ", ".join(f"{one.name} ({show_bytes(one.total_bytes)})" for one in listed) or "the processor"
     return Finding("llama-server", Verdict.OK, f"{text}; uses {uses}")

@@ -1,87 +1,61 @@
-"""What of this machine a model can use: which kind of GPU, and how much memory is free.
+"""What of this host a model can use: which devices llama-server will compute on, and how much memory they have free.
 
-NVIDIA's own program tells the memory of its GPUs; of all other machines it is that of the machine itself, within the
-limit of a container.
+Where there is a GPU with memory of its own, those that share the processor's are left out, as llama.cpp does; GPUs of
+two makers cannot work together, so the first kind counts, in the order of `gpus.detect`.
 """
 
 from __future__ import annotations
-
-import os
-import platform
-import shutil
-import subprocess
-from pathlib import Path
 
 import attrs
 import trio
 
 from auxot.core.logs import get_logger
+from auxot.worker.devices import Device, DeviceKind, Host
+from auxot.worker.gpus import detect, this_machine
+from auxot.worker.memory import processor
 
-MIB = 1024 * 1024
-_ASK_LIMIT_S = 10.0
-_NVIDIA = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
+DETECT_LIMIT_S = 15.0
 
 _log = get_logger()
 
 
-@attrs.frozen(kw_only=True)
-class Machine:
-    """What there is. `gpu`: cuda, rocm, vulkan, metal or cpu; `free_bytes`: of the GPUs together, or of the machine."""
+async def look_at_host() -> Host:
+    """Find out what there is, within DETECT_LIMIT_S: a driver that hangs is a problem of the host like others.
 
-    gpu: str
-    free_bytes: int
-
-
-async def look_at_machine() -> Machine:
-    """Find out what there is; takes at most some seconds."""
-    free_on_nvidia = await _nvidia_free_bytes()
-    if free_on_nvidia is not None:
-        return Machine(gpu="cuda", free_bytes=free_on_nvidia)
-    return Machine(gpu=_other_gpu(), free_bytes=free_memory_bytes())
-
-
-def free_memory_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that programs may still take, 0 if nobody says; `root` is where /proc and /sys are."""
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return _physical_bytes()
-    limit, used = (_number(root / "sys/fs/cgroup" / name) for name in ("memory.max", "memory.current"))
-    return free if limit is None else max(0, min(free, limit - (used or 0)))
+    Cancel-safe; a thread that a driver holds is left to itself.
+    """
+    with trio.move_on_after(DETECT_LIMIT_S):
+        host = await trio.to_thread.run_sync(detect, abandon_on_cancel=True)
+        for problem in host.problems:
+            _log.warning("gpu.unknown", reason=problem)
+        return host
+    problem = f"the drivers of the GPUs do not answer within {DETECT_LIMIT_S:g} s"
+    _log.warning("gpu.unknown", reason=problem)
+    machine = this_machine()
+    return Host(gpus=(), cpu=processor(machine), n_cpus=machine.n_cpus, problems=(problem,))
 
 
-def _physical_bytes() -> int:
-    """Return the size of the memory where nobody says what is free of it, as on macOS."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0
+def computing_gpus(host: Host) -> tuple[Device, ...]:
+    """Return the GPUs that llama-server computes on together; none: it is the processor."""
+    candidates = [gpu for gpu in host.gpus if not gpu.is_shared] or host.gpus
+    return tuple(gpu for gpu in candidates if gpu.kind is candidates[0].kind)
 
 
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # no limit is the word "max"
-        return None
+def backend(host: Host) -> DeviceKind:
+    """Return what llama-server has to be made for."""
+    gpus = computing_gpus(host)
+    return gpus[0].kind if gpus else DeviceKind.CPU
 
 
-def _other_gpu() -> str:
-    if platform.system() == "Darwin":
-        return "metal"
-    if Path("/dev/kfd").exists():
-        return "rocm"
-    return "vulkan" if any(Path("/dev/dri").glob("renderD*")) else "cpu"
-
-
-async def _nvidia_free_bytes() -> int | None:
-    """Return the free memory of all NVIDIA GPUs, None if there are none."""
-    if shutil.which(_NVIDIA[0]) is None:
-        return None
-    with trio.move_on_after(_ASK_LIMIT_S):
-        try:
-            done = await trio.run_process(_NVIDIA, capture_stdout=True, stderr=subprocess.DEVNULL, stdin=b"")
-            return sum(int(line) for line in done.stdout.split()) * MIB or None
-        except (OSError, subprocess.CalledProcessError, ValueError) as exc:
-            _log.warning("gpu.unknown", reason=str(exc))
-    return None
+def model_memory(host: Host) -> Device | None:
+    """Return the memory that a model can take, as one device; None if nobody says how much there is."""
+    gpus = computing_gpus(host)
+    own = [gpu for gpu in gpus if not gpu.is_shared and gpu.total_bytes]
+    if own:
+        total, free = sum(gpu.total_bytes for gpu in own), sum(gpu.free_bytes for gpu in own)
+        return attrs.evolve(own[0], total_bytes=total, free_bytes=free)
+    cpu = host.cpu if host.cpu.total_bytes else None
+    shared = max((gpu for gpu in gpus if gpu.total_bytes), key=lambda gpu: gpu.total_bytes, default=None)
+    if shared is None or cpu is None:
+        return shared or cpu
+    return attrs.evolve(shared, free_bytes=min(shared.free_bytes, cpu.free_bytes))

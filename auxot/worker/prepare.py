@@ -1,8 +1,6 @@
-"""From the router's policy to what llama-server is started with: which model, does it fit, is it here.
+"""From the router's policy to what llama-server is started with: everything that it takes is here afterwards.
 
-    resolve -> fit -> llama-server: found, or a release, or built -> the model's files: found, or downloaded
-
-A file that the operator gives goes before everything, and is not measured: llama-server itself adjusts to memory.
+plan -> llama-server: found, or a release, or built -> the model's files: found, or downloaded
 """
 
 from __future__ import annotations
@@ -12,14 +10,14 @@ from pathlib import Path
 import attrs
 import trio
 
-from auxot.core.errors import ConfigError, LlamaError
+from auxot.core.errors import LlamaError
 from auxot.core.logs import get_logger
 from auxot.core.messages import Policy
-from auxot.core.models.entries import IMAGE_GENERATION, Registry, shards
-from auxot.core.models.fit import Need, Shape, describe, fit, refusal
-from auxot.core.models.lookup import Choice, resolve, unknown_model
+from auxot.core.models.entries import Registry
+from auxot.core.models.fit import Shape, describe
 from auxot.core.sites import NO_RELEASE
 from auxot.worker.cache import mark_used
+from auxot.worker.devices import DeviceKind
 from auxot.worker.fetch.hub import Hub
 from auxot.worker.fetch.models import ModelPaths, fetch_model
 from auxot.worker.fetch.releases import Release
@@ -27,11 +25,11 @@ from auxot.worker.fetch.source import FetchProgress, Report
 from auxot.worker.llama.binary import find_llama_server
 from auxot.worker.llama.build import Backend, BuildProgress, build_llama_server
 from auxot.worker.llama.install import has_release, install_llama_server
-from auxot.worker.machine import Machine, look_at_machine
+from auxot.worker.machine import backend, look_at_host
+from auxot.worker.plan import Plan, make_plan
 
 _LOG_EVERY_S = 5.0
-_MAX_SHOWN = 5
-_BACKENDS = {"cuda": Backend.CUDA, "vulkan": Backend.VULKAN, "metal": Backend.METAL}
+_BUILDS = {DeviceKind.CUDA: Backend.CUDA, DeviceKind.VULKAN: Backend.VULKAN, DeviceKind.METAL: Backend.METAL}
 
 _log = get_logger()
 
@@ -80,35 +78,40 @@ async def prepare(supplies: Supplies, policy: Policy) -> Prepared:
         FetchError: something cannot be downloaded.
         LlamaError: there is no llama-server for this machine.
     """
-    wanted = Shape(
-        ctx_tokens=max(0, policy.context_size), slots=max(1, policy.max_parallelism), cache_type=supplies.cache_type
+    host = await look_at_host()
+    plan = make_plan(
+        policy,
+        host,
+        registry=supplies.registry,
+        model_path=supplies.model_path,
+        memory_bytes=supplies.memory_bytes,
+        cache_type=supplies.cache_type,
     )
-    machine = await look_at_machine()
-    choice = _choose(supplies, policy)
-    shape = wanted if isinstance(choice, Path) else _fitted(supplies, choice, wanted, machine)
+    _log_plan(plan)
     report = log_report()
-    binary = await ensure_llama_server(supplies, machine, report)
-    if isinstance(choice, Path):
-        return Prepared(binary=binary, model=ModelPaths(model=choice), shape=shape)
-    paths = await fetch_model(choice, models_dir=supplies.models_dir, hub=supplies.hub, report=report)
+    binary = await ensure_llama_server(supplies, backend(host), report)
+    if isinstance(plan.model, Path):
+        return Prepared(binary=binary, model=ModelPaths(model=plan.model), shape=plan.shape)
+    paths = await fetch_model(plan.model, models_dir=supplies.models_dir, hub=supplies.hub, report=report)
     mark_used(paths.model)
-    return Prepared(binary=binary, model=paths, shape=shape)
+    return Prepared(binary=binary, model=paths, shape=plan.shape)
 
 
-async def ensure_llama_server(supplies: Supplies, machine: Machine, report: Report) -> Path:
+async def ensure_llama_server(supplies: Supplies, kind: DeviceKind, report: Report) -> Path:
     """Return a llama-server: the one that is there, a release, or one built here where there is no release."""
     try:
         return find_llama_server(given=supplies.binary, cache_dir=supplies.llama_cache_dir)
     except LlamaError:
         if supplies.binary is not None or supplies.release.tag == NO_RELEASE:
             raise
-    if has_release(machine.gpu):
+    if has_release(kind.value):
         return await install_llama_server(
-            cache_dir=supplies.llama_cache_dir, release=supplies.release, gpu=machine.gpu, report=report
+            cache_dir=supplies.llama_cache_dir, release=supplies.release, gpu=kind.value, report=report
         )
-    backend = _BACKENDS.get(machine.gpu, Backend.CPU)
     return await build_llama_server(
-        cache_dir=supplies.llama_cache_dir, backend=backend, report=lambda step: _report_build(report, step)
+        cache_dir=supplies.llama_cache_dir,
+        backend=_BUILDS.get(kind, Backend.CPU),
+        report=lambda step: _report_build(report, step),
     )
 
 
@@ -135,55 +138,21 @@ def log_report() -> Report:
     return report
 
 
-def _choose(supplies: Supplies, policy: Policy) -> Choice | Path:
-    if supplies.model_path is not None:
-        return _whole(supplies.model_path)
-    choice = resolve(supplies.registry, policy.model_name, policy.quantization)
-    if choice is None:
-        unknown = unknown_model(supplies.registry, policy.model_name)
-        raise ConfigError(
-            f"the router asks for a model that this worker has no file of: {unknown}; --model-path gives one"
-        )
-    if isinstance(choice, Choice) and IMAGE_GENERATION in choice.model.capabilities:
-        raise ConfigError(f"{choice.model.name} makes images, which this worker cannot")
-    return _whole(choice) if isinstance(choice, Path) else choice
-
-
-def _whole(path: Path) -> Path:
-    """Return the path of a file of this machine, if all parts of it are there."""
-    try:
-        missing = [name for name in shards(path.name) if not path.with_name(name).is_file()]
-    except ValueError as exc:
-        raise ConfigError(f"the model's file: {exc}") from exc
-    if missing:
-        raise ConfigError(f"the model's file is not whole: {path.parent} has no {', '.join(missing[:_MAX_SHOWN])}")
-    return path
-
-
-def _fitted(supplies: Supplies, choice: Choice, wanted: Shape, machine: Machine) -> Shape:
-    """Return what of the wanted shape there is room for."""
-    memory_bytes = supplies.memory_bytes or machine.free_bytes
-    if not memory_bytes:
-        return wanted
-    outcome = fit(choice, memory_bytes, wanted)
-    if outcome.shape is None:
-        raise ConfigError(refusal(supplies.registry, choice, memory_bytes, wanted))
-    _log_fit(choice, outcome.shape, wanted, outcome.need, memory_bytes)
-    return outcome.shape
-
-
-def _log_fit(choice: Choice, shape: Shape, wanted: Shape, need: Need, memory_bytes: int) -> None:
-    log = _log.info if shape == wanted else _log.warning
+def _log_plan(plan: Plan) -> None:
+    if plan.measured is None or isinstance(plan.model, Path):
+        return
+    is_whole = plan.shape == plan.wanted
+    log = _log.info if is_whole else _log.warning
     log(
-        "model.fits" if shape == wanted else "model.dialled_down",
-        model=choice.model.name,
-        quantization=choice.variant.quantization,
-        memory_bytes=memory_bytes,
-        need=describe(need),
-        ctx_tokens=shape.ctx_tokens,
-        slots=shape.slots,
-        wanted_ctx_tokens=wanted.ctx_tokens,
-        wanted_slots=wanted.slots,
+        "model.fits" if is_whole else "model.dialled_down",
+        model=plan.model.model.name,
+        quantization=plan.model.variant.quantization,
+        memory_bytes=plan.measured.memory_bytes,
+        need=describe(plan.measured.need),
+        ctx_tokens=plan.shape.ctx_tokens,
+        slots=plan.shape.slots,
+        wanted_ctx_tokens=plan.wanted.ctx_tokens,
+        wanted_slots=plan.wanted.slots,
     )
 
 

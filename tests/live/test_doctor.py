@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from auxot.core.sites import LLAMA_RELEASE
 from auxot.worker.devices import GIB, Device, DeviceKind, Host
-from auxot.worker.doctor import Verdict, check_gpus, check_model, devices_listed, shards
+from auxot.worker.doctor import check_gpus, devices_listed
+from auxot.worker.doctor_model import check_file
+from auxot.worker.findings import Verdict
 from tests.live.processes import API_KEY, GPU_KEY, running_router
 
 CPU = Device(kind=DeviceKind.CPU, name="cpu", total_bytes=16 * GIB, free_bytes=8 * GIB)
@@ -60,12 +63,13 @@ def test_a_host_that_has_everything(tmp_path, llama_server_binary, tiny_model):
 
 def test_a_host_that_has_nothing(tmp_path):
     """The first fault would hide the others, or a fault be told without what to do."""
-    done = doctor(tmp_path, "--json", PATH="/nowhere")
+    done = doctor(tmp_path, "--json", PATH="/nowhere", AUXOT_LLAMA_RELEASE="none")
     assert done.returncode == 1
     report = json.loads(done.stdout)
     assert report["ok"] is False
     failed = {one["check"]: one for one in report["findings"] if one["verdict"] == "fail"}
-    assert set(failed) == {"key", "router", "llama-server", "model"}
+    assert set(failed) == {"key", "router", "llama-server"}
+    assert of(done)["model"] == ("warn", "the router says which one, and it has not answered")
     assert all(failed[check]["advice"] or "run `auxot-worker" in failed[check]["text"] for check in failed)
 
 
@@ -86,6 +90,30 @@ def test_a_key_that_opens_nothing(tmp_path, key, check, line):
     assert (done.returncode, verdict) == (1, "fail")
     assert line in text
     assert key not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "memory", "verdict", "words"),
+    [
+        ("Qwen3-0.6B", "24GB", "ok", ("Qwen3-0.6B Q4_K_S: ", "of 24.0 GB", "; to be downloaded: about ")),
+        ("Qwen3-8B", "8GB", "warn", ("that there is room for: 1 of ", "that the router asks for: 4 of 16384")),
+        ("Qwen3-32B", "10GB", "fail", ("Qwen3-32B (Q4_K_S) does not fit: ", "there are 10.0 GB", " would fit")),
+        ("Qwen3-9B", "24GB", "fail", ("there is no model 'Qwen3-9B' in the registry",)),
+    ],
+)
+def test_what_the_router_asks_for_is_measured_as_a_start_measures_it(tmp_path, model, memory, verdict, words):
+    """The doctor would promise a start that is refused, or refuse one that would come to serve."""
+    with running_router(tmp_path, AUXOT_MODEL=model, AUXOT_CTX_SIZE="16384", AUXOT_MAX_PARALLEL="4") as house:
+        url = f"ws://127.0.0.1:{house.port}"
+        variables = {"AUXOT_ROUTER_URL": url, "AUXOT_GPU_KEY": GPU_KEY, "AUXOT_MEMORY": memory, "PATH": "/nowhere"}
+        done = doctor(tmp_path, "--json", **variables)
+    found = of(done)
+    assert done.returncode == (1 if verdict == "fail" else 0)
+    assert found["model"][0] == verdict
+    assert [word for word in words if word not in found["model"][1]] == []
+    assert found["llama-server"][0] == "ok"
+    assert f"a start downloads release {LLAMA_RELEASE}" in found["llama-server"][1]
+    assert not (tmp_path / ".auxot").exists()  # nothing is changed
 
 
 def test_nobody_answers(tmp_path):
@@ -114,9 +142,9 @@ def test_a_model_must_fit(tmp_path, n_gib, gpus_gib, verdict):
             file.write(b"GGUF")
             file.truncate(n_gib * GIB // 2)  # a file with a hole takes no room
     gpus = tuple(Device(kind=DeviceKind.CUDA, name="g", total_bytes=n * GIB, free_bytes=n * GIB) for n in gpus_gib)
-    found = check_model(tmp_path / "big-00001-of-00002.gguf", Host(gpus=gpus, cpu=CPU, n_cpus=4))
+    found = check_file(tmp_path / "big-00001-of-00002.gguf", Host(gpus=gpus, cpu=CPU, n_cpus=4))
     assert found.verdict is Verdict(verdict)
-    assert f"{n_gib}.0 GiB" in found.text
+    assert f"{n_gib * GIB / 10**9:.1f} GB of weights" in found.text
 
 
 def test_files_that_are_no_model(tmp_path):
@@ -124,10 +152,9 @@ def test_files_that_are_no_model(tmp_path):
     host = Host(gpus=(), cpu=CPU, n_cpus=4)
     (tmp_path / "page.gguf").write_text("<html>")
     (tmp_path / "m-00001-of-00002.gguf").write_text("GGUF")
-    assert "is no GGUF file" in check_model(tmp_path / "page.gguf", host).text
-    assert "m-00002-of-00002.gguf" in check_model(tmp_path / "m-00001-of-00002.gguf", host).text
-    assert check_model(tmp_path, host).verdict is Verdict.FAIL
-    assert shards(tmp_path / "m.gguf") == [tmp_path / "m.gguf"]
+    assert "is no GGUF file" in check_file(tmp_path / "page.gguf", host).text
+    assert "m-00002-of-00002.gguf" in check_file(tmp_path / "m-00001-of-00002.gguf", host).text
+    assert check_file(tmp_path, host).verdict is Verdict.FAIL
 
 
 def test_gpus_and_their_drivers_are_told():
@@ -141,5 +168,5 @@ def test_gpus_and_their_drivers_are_told():
     findings = list(check_gpus(Host(gpus=(cuda,), cpu=CPU, n_cpus=4, problems=("no answer",))))
     assert [(one.verdict, one.text) for one in findings] == [
         (Verdict.WARN, "no answer"),
-        (Verdict.OK, "NVIDIA H200 (cuda), 139.3 GiB of 139.8 GiB free"),
+        (Verdict.OK, "NVIDIA H200 (cuda), 149.5 GB of 150.1 GB free"),
     ]

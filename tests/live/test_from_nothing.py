@@ -16,7 +16,7 @@ import trio
 from auxot.core.sites import LLAMA_RELEASE
 from auxot.demo.tiny_model import ANSWER
 from auxot.worker.fetch.releases import variants_for
-from auxot.worker.machine import look_at_machine
+from auxot.worker.machine import backend, look_at_host
 from tests.live.processes import Daemon, House, running_router, running_worker, wait_until
 from tests.unit.worker.fetch.site import Site, running_site
 
@@ -52,8 +52,8 @@ def site_in_a_thread(**fields: object) -> Iterator[Site]:
 def packed(llama_server: Path) -> tuple[str, bytes]:
     """Return name and content of a release that holds the real llama-server."""
     uname = os.uname()
-    machine = trio.run(look_at_machine)
-    variant = variants_for(system=uname.sysname, machine=uname.machine, gpu=machine.gpu)[-1]
+    kind = backend(trio.run(look_at_host))
+    variant = variants_for(system=uname.sysname, machine=uname.machine, gpu=kind.value)[-1]
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz", compresslevel=1) as tar:
         tar.add(llama_server, f"llama-{LLAMA_RELEASE}/llama-server")
