@@ -311,6 +311,8 @@ async def test_orderly_stop_does_not_wait_for_ever(config: WorkerConfig) -> None
         await until_token(worker.end, "a")
         worker.quiet.set()
         with trio.fail_after(5):
+            await worker.end.closed.wait()
+        with trio.fail_after(15):  # on a busy machine llama-server may not hear TERM: it is killed after 10 s
             await worker.stopped.wait()
 
 
