@@ -74,6 +74,14 @@ class RouterConfig:
     port: int = attrs.field(
         default=8080, metadata=knob("AUXOT_PORT", kinds.integer(0, 65535), help="port to listen on; 0: any free one")
     )
+    processes: int = attrs.field(
+        default=1,
+        metadata=knob(
+            "AUXOT_PROCESSES",
+            kinds.integer(1, 256),
+            help="router processes that share the port, for more than one core; more than 1 need AUXOT_REDIS_URL",
+        ),
+    )
     redis_url: str | None = attrs.field(
         default=None,
         repr=False,
@@ -418,6 +426,11 @@ def load_router_config(argv: Sequence[str], environ: Mapping[str, str], cwd: Pat
     if config.api_key_hash is None and config.api_keys_file is None:
         raise ConfigError(
             "AUXOT_API_KEY_HASH is required, or AUXOT_API_KEYS_FILE: who may call; `auxot-router setup` makes a key"
+        )
+    if config.processes > 1 and config.redis_url is None:
+        raise ConfigError(
+            f"AUXOT_PROCESSES={config.processes} needs AUXOT_REDIS_URL: a queue in memory cannot be shared, and one "
+            "process is right for it"
         )
     if config.dead_worker_timeout_s <= config.heartbeat_interval_s:
         raise ConfigError("AUXOT_DEAD_WORKER_TIMEOUT must be longer than AUXOT_HEARTBEAT_INTERVAL")

@@ -107,6 +107,8 @@ COMMANDS = (
     "auxot.core",
     "auxot.bench.service",
     "auxot.demo",
+    "auxot.router.heritage",
+    "auxot.router.processes",
     "auxot.worker.doctor",
     "auxot.worker.llama.binary",
     "auxot.worker.llama.build",
