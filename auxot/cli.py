@@ -156,14 +156,35 @@ def _start_logs(level: Level, warnings: Sequence[str]) -> None:
 
 
 def _serve_router(argv: Sequence[str]) -> int:
+    from auxot.router.heritage import take_heritage  # noqa: PLC0415 - see the module
+
+    heritage = take_heritage(os.environ)
     read_config = functools.partial(load_router_config, argv, os.environ, Path.cwd())
     config = read_config()
     _start_logs(config.log_level, config.warnings)
-    import trio  # noqa: PLC0415 - see the module
+    import trio  # noqa: PLC0415
 
+    if config.processes > 1 and heritage is None:
+        return _serve_routers(config)
     from auxot.router.service import main  # noqa: PLC0415
 
-    return trio.run(functools.partial(main, config, read_config=read_config))
+    return trio.run(functools.partial(main, config, read_config=read_config, heritage=heritage))
+
+
+def _serve_routers(config: RouterConfig) -> int:
+    """Run this same command line in several processes."""
+    import trio  # noqa: PLC0415
+
+    from auxot.router.processes import ProcessPlan, run_processes  # noqa: PLC0415
+
+    plan = ProcessPlan(
+        n_processes=config.processes,
+        program=[sys.executable, *sys.orig_argv[1:]],
+        host=config.host,
+        port=config.port,
+        patience_s=config.shutdown_delay_s + 2 * config.shutdown_grace_s,
+    )
+    return trio.run(run_processes, plan)
 
 
 def _router_help() -> str:

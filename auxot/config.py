@@ -79,6 +79,11 @@ def load_router_config(argv: Sequence[str], environ: Mapping[str, str], cwd: Pat
         raise ConfigError(
             "AUXOT_API_KEY_HASH is required, or AUXOT_API_KEYS_FILE: who may call; `auxot-router setup` makes a key"
         )
+    if config.processes > 1 and config.redis_url is None:
+        raise ConfigError(
+            f"AUXOT_PROCESSES={config.processes} needs AUXOT_REDIS_URL: a queue in memory cannot be shared, and one "
+            "process is right for it"
+        )
     if config.dead_worker_timeout_s <= config.heartbeat_interval_s:
         raise ConfigError("AUXOT_DEAD_WORKER_TIMEOUT must be longer than AUXOT_HEARTBEAT_INTERVAL")
     for alias, model in config.model_aliases:

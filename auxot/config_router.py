@@ -26,6 +26,14 @@ class RouterConfig:
     port: int = attrs.field(
         default=8080, metadata=knob("AUXOT_PORT", kinds.integer(0, 65535), help="port to listen on; 0: any free one")
     )
+    processes: int = attrs.field(
+        default=1,
+        metadata=knob(
+            "AUXOT_PROCESSES",
+            kinds.integer(1, 256),
+            help="router processes that share the port, for more than one core; more than 1 need AUXOT_REDIS_URL",
+        ),
+    )
     redis_url: str | None = attrs.field(
         default=None,
         repr=False,

@@ -120,6 +120,8 @@ COMMANDS = (
     "auxot.core",
     "auxot.bench.service",
     "auxot.demo",
+    "auxot.router.heritage",
+    "auxot.router.processes",
     "auxot.worker.doctor",
     "auxot.worker.findings",
     "auxot.worker.llama.binary",

@@ -108,6 +108,10 @@ class RefusedError(AuxotError):
         self.retry_after_s = retry_after_s
 
 
+class BindError(AuxotError):
+    """An address cannot be listened on."""
+
+
 class KeyRefusedError(AuxotError):
     """The router does not accept this worker's key: trying again would not help."""
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from auxot.core.errors import AuxotError, StoreError, first_error
+from auxot.core.errors import AuxotError, BindError, StoreError, first_error
 from auxot.core.keys import Role
 from auxot.core.logs import get_logger
 from auxot.core.notify import take_notifier
@@ -40,6 +40,7 @@ from auxot.router.auth import KeyVerifier
 from auxot.router.crowd import raise_descriptor_limit
 from auxot.router.front import FrontPhases, serve_front
 from auxot.router.handshake import Doorkeeper
+from auxot.router.heritage import Heritage
 from auxot.router.key_file import KeyFile
 from auxot.router.mailbox import Mailbox
 from auxot.router.recount import Recount
@@ -60,29 +61,33 @@ __all__ = ["BindError", "FrontPhases", "Router", "main", "serve"]  # FrontPhases
 CLOSE_TIMEOUT_S = 2.0  # for the last words to Redis, once the front is closed
 
 
-class BindError(AuxotError):
-    """The address cannot be listened on."""
-
-
-async def main(config: RouterConfig, *, read_config: Callable[[], RouterConfig] | None = None) -> int:
+async def main(
+    config: RouterConfig,
+    *,
+    read_config: Callable[[], RouterConfig] | None = None,
+    heritage: Heritage | None = None,
+) -> int:
     """Run the router until it is told to stop; return the exit code.
 
     Args:
         config: every setting.
         read_config: reads the settings again, for HUP.
+        heritage: what the parent of several routers has left this one.
 
     Raises:
         AuxotError: it could not start, or lost what it cannot run without; one line for the operator.
     """
     raise_descriptor_limit()
     phases, notifier = FrontPhases(), take_notifier(os.environ)
-    sockets = take_sockets(os.environ)
+    sockets = heritage.sockets if heritage is not None else take_sockets(os.environ)
     reloader = Reloader(config, read_config, notifier)
     error: AuxotError | None = None
     try:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as main_nursery:
                 main_nursery.start_soon(_obey, signals, phases, reloader, main_nursery.cancel_scope)
+                if heritage is not None:
+                    main_nursery.start_soon(heritage.watch)
                 async with trio.open_nursery() as serving:
                     start = partial(serve, config, phases=phases, sockets=sockets)
                     reloader.router = router = await serving.start(start)

@@ -257,8 +257,9 @@ def n_busy_slots(llama_url: str) -> int:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the process ids of a process's children (Linux)."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Return the process ids of a process's children, whichever of its threads started them (Linux)."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(child) for children in lists for child in children.read_text().split())
 
 
 def is_alive(pid: int) -> bool:

@@ -71,6 +71,7 @@ def test_router_defaults_are_those_of_the_original(tmp_path):
         "max_queue": 10_000,
         "max_queue_bytes": 1024**3,
         "max_attempts": 3,
+        "processes": 1,
         "affinity": True,
         "affinity_wait_s": 0.0,
         "max_body_bytes": 33554432,

@@ -1,6 +1,6 @@
 """Run the programs that a build consists of: pip, cmake, ninja.
 
-Each runs in a process group of its own, which is killed when the caller is cancelled; what it writes is read all the
+Each runs in a session of its own, which is ended when the caller is cancelled; what it writes is read all the
 time, and the last lines are kept for the report of a failure.
 """
 
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from pathlib import Path
 
 import attrs
 import trio
@@ -24,6 +25,7 @@ _TAIL_LINES = 50  # with parallel compilers the error stands some lines before t
 _MAX_LINE_BYTES = 65536
 _PIP_LIMIT_S = 1800.0
 _KILL_GRACE_S = 5.0
+_TERM_GRACE_S = 2.0  # for programs to end what they have started
 
 
 @attrs.define
@@ -127,16 +129,51 @@ async def _process(argv: Sequence[str], *, doing: str, environ: Mapping[str, str
         yield process
     finally:
         with trio.move_on_after(_KILL_GRACE_S, shield=True):
-            if process.returncode is None:
-                _kill_group(process)
-            await process.wait()
+            await _end_session(process)
             if process.stdout is not None:
                 await trio.aclose_forcefully(process.stdout)
 
 
-def _kill_group(process: trio.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+async def _end_session(process: trio.Process) -> None:
+    """End a program that still runs, and what it has started.
+
+    ninja gives each compiler a group of its own, which it ends when it is told to; what is left after that is found by
+    its session.
+    """
+    if process.returncode is not None:
+        return
+    _signal_group(process.pid, signal.SIGTERM)
+    with trio.move_on_after(_TERM_GRACE_S):
+        await (_until_ended(process.pid) if sys.platform == "linux" else process.wait())
+    if process.poll() is not None:
+        return
+    _signal_group(process.pid, signal.SIGKILL)
+    for pid in _members_of(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    await process.wait()
+
+
+async def _until_ended(session: int) -> None:
+    """Wait until nothing of a session is left but its leader, as a zombie: its number is not given again until then."""
+    while [pid for pid in _members_of(session) if pid != session]:  # noqa: ASYNC110 -- nobody tells
+        await trio.sleep(0.01)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses a group of zombies
+        os.killpg(group, number)
+
+
+def _members_of(session: int) -> list[int]:
+    """Return the processes of a session (Linux); elsewhere those are trusted that TERM has reached."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                members.append(int(stat.parent.name))
+    return members
 
 
 def _text(line: bytes) -> str:

@@ -164,7 +164,7 @@ async def test_a_bad_build_never_gets_into_the_cache(main: str, message: str, in
 async def test_a_cancelled_build_leaves_nothing(index: Path, tmp_path: Path) -> None:
     """ctrl-C would leave compilers running and half a gigabyte in the cache."""
     pid_file = tmp_path / "pid"
-    slow = f'add_custom_target(slow COMMAND sh -c "echo $$$$ > {pid_file}; sleep 1000" VERBATIM)\n'
+    slow = f'add_custom_target(slow COMMAND sh -c "echo $$ > {pid_file}; sleep 1000" VERBATIM)\n'
     source = sdist(index, cmake_lists=CMAKE_LISTS + slow + "add_dependencies(llama-server slow)\n")
     async with trio.open_nursery() as nursery:
 
