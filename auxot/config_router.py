@@ -266,7 +266,11 @@ class RouterConfig:
     )
     auth_cache_ttl_s: float = attrs.field(
         default=300.0,
-        metadata=knob("AUXOT_AUTH_CACHE_TTL", kinds.duration(1, DAY_S), help="how long a checked key is remembered"),
+        metadata=knob(
+            "AUXOT_AUTH_CACHE_TTL",
+            kinds.duration(1, DAY_S),
+            help="how long a wrong key is remembered; a right one is for ever",
+        ),
     )
     log_level: Level = attrs.field(default=Level.INFO, metadata=LOG_LEVEL)
     warnings: tuple[str, ...] = ()  # for the log: variables that look like ours but are not

@@ -36,6 +36,12 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
+def address_of(scope: Scope) -> str:
+    """Return the client's address, "" if the server does not know it."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
 async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int) -> bytes:
     """Return the whole body.
 

@@ -36,6 +36,14 @@ class Connection:
         self._on_left: Callable[[], None] | None = None
         self.socket = stream.socket  # hypercorn reads the addresses from it
 
+    @property
+    def address(self) -> str:
+        """The peer's address, "" if it has left already."""
+        try:
+            return str(self.socket.getpeername()[0])
+        except OSError:
+            return ""
+
     async def peek_line(self) -> bytes:
         """Return the first line received so far, to be replayed; empty if the peer left or the line is too long."""
         head = b""

@@ -33,6 +33,7 @@ from auxot.core.jobs import (
 )
 
 MAX_CHARS = 4 * 1024 * 1024  # kept of one answer; a longer one is not continued
+N_MARKS = 2  # tokens around thoughts that no delta shows: where they begin and end, or the end and a blank line
 LOST = Failed(ErrorCode.WORKER_LOST, "the worker was lost in the middle of the answer")
 
 # Parameters under which a text cannot be continued to the letter.
@@ -83,8 +84,9 @@ class Draft:
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens have been sent: our workers send one at a time."""
-        return self._n_text_tokens + self._n_reasoning_tokens
+        """How many tokens have been written: our workers send one at a time. Behind thoughts it may be off by a few."""
+        n_marks = N_MARKS if self._n_text_tokens and self._n_reasoning_tokens else 0
+        return self._n_text_tokens + self._n_reasoning_tokens + n_marks
 
     @property
     def has_text(self) -> bool:

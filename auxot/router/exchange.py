@@ -24,7 +24,17 @@ from auxot.core.keys import Role
 from auxot.core.messages import FEATURE_OF_KIND
 from auxot.core.protocol import encode
 from auxot.router.admission import Place, declared_bytes
-from auxot.router.asgi import REQUEST_ID, ClientGoneError, Receive, Scope, Send, discard_body, read_body, send_json
+from auxot.router.asgi import (
+    REQUEST_ID,
+    ClientGoneError,
+    Receive,
+    Scope,
+    Send,
+    address_of,
+    discard_body,
+    read_body,
+    send_json,
+)
 from auxot.router.connection import Connection
 from auxot.router.draft import Draft, can_be_continued
 from auxot.router.headers import Headers, job_headers
@@ -94,7 +104,8 @@ class Endpoint:
         accepted_at = time.time()
         if self.refusing.is_set():
             raise RefusedError(ErrorCode.UNAVAILABLE, "the router is shutting down", retry_after_s=RETRY_AFTER_S)
-        principal = await self.verifier.verify(self.find_key(scope["headers"]), Role.API, refusal=self.wrong_key)
+        key, address = self.find_key(scope["headers"]), address_of(scope)
+        principal = await self.verifier.verify(key, Role.API, address=address, refusal=self.wrong_key)
         n_bytes = declared_bytes(scope["headers"], at_most=self.limits.max_body_bytes)
         with ExitStack() as stack:
             entered: Place | RefusedError

@@ -60,6 +60,7 @@ class Fleet(Generic[MemberT]):
     """The connected workers of one pool."""
 
     bell: Bell
+    lost_jobs_at: float = float("-inf")  # when (trio's clock) a worker was last lost with jobs
     _members: dict[str, MemberT] = attrs.field(factory=dict)
     _bucket_of: dict[str, int] = attrs.field(factory=dict)  # worker id -> running jobs, if it has a free slot
     _buckets: dict[int, dict[str, MemberT]] = attrs.field(factory=dict)

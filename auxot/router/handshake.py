@@ -50,7 +50,7 @@ class Doorkeeper:
         try:
             with trio.fail_after(HELLO_TIMEOUT_S):
                 hello, early = await _receive_hello(socket)
-            await self._admit(hello)
+            await self._admit(hello, socket.address)
         except (trio.TooSlowError, ProtocolError, SocketClosedError):
             self.log.info("worker.no_hello")
             await socket.close(CLOSE_POLICY_VIOLATION, "expected hello")
@@ -59,10 +59,10 @@ class Doorkeeper:
         else:
             await self._run_session(socket, hello, early)
 
-    async def _admit(self, hello: Hello) -> None:
+    async def _admit(self, hello: Hello, address: str) -> None:
         if hello.worker_type == TOOLS_WORKER:
             raise RefusedError(ErrorCode.NOT_IMPLEMENTED, "tools workers not enabled on this router")
-        await self.verifier.verify(hello.gpu_key, Role.WORKER)
+        await self.verifier.verify(hello.gpu_key, Role.WORKER, address=address)
 
     async def _refuse(self, socket: WorkerSocket, exc: RefusedError) -> None:
         """Say why, in the form that stops a worker whose key is bad, and lets one retry when the router is busy."""

@@ -17,7 +17,7 @@ from auxot import __version__
 from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.keys import Role
 from auxot.router import auth, openapi
-from auxot.router.asgi import REQUEST_ID
+from auxot.router.asgi import REQUEST_ID, address_of
 from auxot.router.exchange import RETRY_AFTER_S, Limits
 from auxot.router.forward_table import ROUTES
 from auxot.router.routes import Api
@@ -268,7 +268,7 @@ class _Pages:
     async def _check_key(self, key: str, refusal: str) -> None:
         if self.parts.refusing.is_set():
             raise RefusedError(ErrorCode.UNAVAILABLE, "the router is shutting down", retry_after_s=RETRY_AFTER_S)
-        await self.parts.verifier.verify(key, Role.API, refusal=refusal)
+        await self.parts.verifier.verify(key, Role.API, address=address_of(request.scope), refusal=refusal)
 
 
 @functools.cache

@@ -64,6 +64,7 @@ MAX_SLOTS = 1024  # a worker that announces more is believed this far
 MAX_LOGGED_CHARS = 500  # of what a worker says of itself
 MAX_LIVENESS_STEP_S = 1.0  # a silent worker is dropped so much later at most
 PAUSE_S = 0.5  # without jobs for a worker that gave one back
+RETURN_PAUSE_S = 1.0  # without jobs for a worker that comes just after one was lost with its jobs
 ANNOUNCEMENT_WEIGHT = 50  # of a message that is logged; see `conduct`
 JobMessage = Token | ToolCallDeltaMessage | PromptProgressMessage | ForwardHead | ForwardBody | Complete | Error
 CliMessage = JobOverload | JobToolCallRequest | ToolGenerating | BuiltinTool
@@ -139,6 +140,8 @@ class Session:
         """Leave the fleet, then give back what runs: it must not come back here."""
         self.state = State.GONE
         self.fleet.remove(self)
+        if self.attempts:
+            self.fleet.lost_jobs_at = trio.current_time()
         for attempt in list(self.attempts.values()):
             attempt.end(Outcome.LOST)
             self._settle(attempt)
@@ -250,7 +253,7 @@ class Session:
         else:
             attempt.on_error(message)
             if attempt.outcome is Outcome.LOST:
-                self._pause()
+                self._pause(PAUSE_S)
             self._settle(attempt)
 
     def _on_other_message(self, message: WorkerMessage, written: dict[Answer, None], n_bytes: int) -> None:
@@ -284,6 +287,7 @@ class Session:
         self.socket.send(encode(ConfigAck(success=True)))
         if self.state is State.STARTING and message.capabilities.backend != PENDING_BACKEND:
             self.state = State.READY
+            self._pause_after_loss()
         self.log.info(
             "worker.ready",
             worker_id=self.worker_id,
@@ -341,17 +345,25 @@ class Session:
             attempt.end(Outcome.CANCELLED)
             self._settle(attempt)
 
-    def _pause(self) -> None:
+    def _pause_after_loss(self) -> None:
+        """Send no jobs at first if a worker was lost just now: this may be it, with a link that breaks every time.
+
+        Always free, it would draw job after job, and use up their attempts while honest workers are busy.
+        """
+        if trio.current_time() - self.fleet.lost_jobs_at < RETURN_PAUSE_S:
+            self._pause(RETURN_PAUSE_S)
+
+    def _pause(self, pause_s: float) -> None:
         """Send no jobs for a moment: a worker whose llama-server has died says so a little later than of its jobs.
 
         Until then the same job could come back as often as it may run at all.
         """
         self._n_pauses += 1
         assert self._nursery is not None
-        self._nursery.start_soon(self._end_pause)
+        self._nursery.start_soon(self._end_pause, pause_s)
 
-    async def _end_pause(self) -> None:
-        await trio.sleep(PAUSE_S)
+    async def _end_pause(self, pause_s: float) -> None:
+        await trio.sleep(pause_s)
         self._n_pauses -= 1
         if self.state is State.READY:
             self.fleet.update(self)

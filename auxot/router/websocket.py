@@ -45,6 +45,11 @@ class WorkerSocket:
         self._n_bytes_left: int | None = STRANGER_BYTES
         self.on_trusted: Callable[[], None] = _nothing
 
+    @property
+    def address(self) -> str:
+        """The address of the other end, "" if that is unknown."""
+        return self._connection.address
+
     def trust(self, *, max_message_bytes: int, max_outgoing_bytes: int) -> None:
         """Lift the limits that hold for strangers."""
         self._n_bytes_left = None

@@ -1,10 +1,13 @@
-"""When to stop restarting something that dies again and again: pure."""
+"""When to try again what does not last, and when to stop: pure."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 
 import attrs
+
+STEADY_S = 10.0  # a connection that lasts as long is no failure
 
 
 @attrs.frozen(kw_only=True)
@@ -38,3 +41,22 @@ class DeathLog:
     def is_alone(self, now: float) -> bool:
         """Tell whether the latest death is the only recent one, so that the pauses may begin anew."""
         return sum(now - death <= self._policy.within_s for death in self._deaths) <= 1
+
+
+class Reconnects:
+    """The pauses between connections, which begin anew only after one that has lasted.
+
+    A link that opens and breaks at once, again and again, would else never be left alone: its router gives it jobs
+    each time, and each is lost.
+    """
+
+    def __init__(self, delays: Callable[[], Iterator[float]]) -> None:
+        """Prepare; `delays` begins a new series of pauses in seconds, see `link.backoff_delays`."""
+        self._begin = delays
+        self._delays = delays()
+
+    def pause_s(self, *, lasted_s: float) -> float:
+        """Return the pause after a connection that lasted so long; negative: there was none."""
+        if lasted_s >= STEADY_S:
+            self._delays = self._begin()
+        return next(self._delays)

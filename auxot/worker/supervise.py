@@ -15,6 +15,7 @@ order yet, and the block is cancelled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
@@ -30,7 +31,7 @@ from auxot.worker.connection import Connection
 from auxot.worker.execute import Workplace
 from auxot.worker.llama.facts import LlamaFacts
 from auxot.worker.llama.server import LlamaServer
-from auxot.worker.restarts import DeathLog, RestartPolicy
+from auxot.worker.restarts import DeathLog, Reconnects, RestartPolicy
 from auxot.worker.seats import Seats
 
 DRAIN_GRACE_S = 12.0
@@ -182,15 +183,16 @@ class Worker:
             job_timeout_s=self._settings.job_timeout_s,
             on_loss=server.doubt,
         )
-        delays = self._reconnect_delays()
+        reconnects = Reconnects(self._reconnect_delays)
         while not self._seats.closed.is_set():
+            opened_at = math.inf
             try:
                 async with open_link(self._settings.link, hello) as link:
-                    delays = self._reconnect_delays()
+                    opened_at = trio.current_time()
                     await self._serve(link, capabilities, workplace)
                     _warn_of_change(policy, link.ack.policy)
             except LinkError as exc:
-                await self._pause(exc, next(delays))
+                await self._pause(exc, reconnects.pause_s(lasted_s=trio.current_time() - opened_at))
 
     async def _pause(self, exc: LinkError, delay_s: float) -> None:
         """Wait before the next connection, if there is to be one."""

@@ -270,6 +270,26 @@ async def test_a_job_that_has_lost_its_workers_too_often_is_given_up():
         await until(lambda: _queue_is_empty(running))
 
 
+async def test_a_worker_whose_link_breaks_every_time_does_not_use_jobs_up():
+    """It would draw job after job, for it is always free, and each would be given up within a second."""
+    async with running_router() as running, running.client() as client, trio.open_nursery() as nursery:
+        responses = []
+        async with scripted_worker(running) as busy:
+            nursery.start_soon(lambda: _collect(responses, ask(client)))
+            first = await busy.next_job()
+            nursery.start_soon(lambda: _collect(responses, ask(client)))
+            for _ in range(3):  # as often as a job may run
+                async with scripted_worker(running) as flapping:
+                    with trio.move_on_after(0.05):
+                        await flapping.next_job()
+                    abort(flapping)
+            await busy.complete(first, full_response="first")
+            second = await busy.next_job()
+            await busy.complete(second, full_response="second")
+            await until(lambda: len(responses) == 2)
+        assert [response.status_code for response in responses] == [200, 200]
+
+
 async def test_a_job_that_a_worker_gives_back_runs_again():
     """A worker that has no room, or whose llama-server has just died, would cost a request."""
     async with running_router() as running, scripted_worker(running) as worker, running.client() as client:

@@ -152,10 +152,8 @@ class Crowd:
         return End.LEFT, ""
 
     def _is_explained(self, words: str, began: float, ended: float) -> bool:
-        """Whether an error has a fault for its cause; that a job took too long is one for Redis' forgetting only."""
-        if OUT_OF_TIME in words:
-            return self.storm.had(("restart_redis",), self.town.redis, began=began, ended=ended)
-        return self.storm.explains(began, ended)
+        """Whether an error has a fault for its cause; none is the cause that a job took too long."""
+        return OUT_OF_TIME not in words and self.storm.explains(began, ended)
 
     def _is_excused(self, router: Part, began: float, ended: float, *, has_begun: bool) -> bool:
         """Whether a router's end may cut a client off; one that ends in order may only not let it in."""

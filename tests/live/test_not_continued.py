@@ -18,6 +18,7 @@ SHORT = {"max_tokens": 24}
 SCHEMA = {"name": "s", "schema": {"type": "array", "items": {"const": "word"}, "minItems": 6, "maxItems": 6}}
 OBJECT = {"temperature": 0, "ignore_eos": False}
 CUTS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the bytes that the worker sends for the answer
+MAX_ROUNDS = 4  # a busy machine sends short thoughts in one piece, which no cut divides
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,9 @@ def test_what_has_begun_and_cannot_be_continued_ends_with_the_error_of_the_diale
         assert uncut.is_whole
         assert not uncut.is_empty
         n_told = 0
-        for cut in CUTS:
+        for n_cuts, cut in enumerate(CUTS * MAX_ROUNDS):
+            if n_told and n_cuts >= len(CUTS):
+                break
             place.wire.set_trap(after_bytes=round(cut * n_bytes), spring=place.wire.cut)
             outcome = ask(client, path, **changes)
             place.wire.remove_trap()

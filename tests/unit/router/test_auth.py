@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import collections
 import functools
 import time
 from types import SimpleNamespace
@@ -10,11 +11,11 @@ import trio.testing
 
 from auxot.core.errors import ErrorCode, InvalidKeyError, RefusedError
 from auxot.core.keys import CHEAP, Profile, Role, generate_key, hash_key, key_digest
-from auxot.router import auth
+from auxot.router import auth, check_line
 from auxot.router.auth import KeyVerifier, Limits, anthropic_key, openai_key
 from auxot.router.keyring import NamedKey, Principal
 
-LIMITS = Limits()
+LIMITS = Limits(max_checks=8)  # short floods
 KEYS = {role: generate_key(role) for role in Role}
 HASHES = {role: hash_key(key, CHEAP) for role, key in KEYS.items()}
 # About 50 ms a check: long enough for other tasks to come while one is under way.
@@ -35,7 +36,7 @@ def verifier(clock):
 
 @pytest.fixture
 def slow(clock):
-    return KeyVerifier({Role.API: SLOW_HASH}, ttl_s=300, clock=lambda: clock.now)
+    return KeyVerifier({Role.API: SLOW_HASH}, ttl_s=300, clock=lambda: clock.now, limits=LIMITS)
 
 
 def code_of(excinfo):
@@ -87,21 +88,76 @@ def test_malformed_hash_is_found_at_once():
         KeyVerifier({Role.API: "$argon2id$nonsense"}, ttl_s=300)
 
 
-async def test_answers_are_remembered_until_they_expire(verifier, clock):
-    """Each request would cost a hash; or a cached answer would hold for ever."""
+async def test_a_wrong_key_is_remembered_until_that_expires(verifier, clock):
+    """Each request with it would cost a hash; or it would be remembered for ever."""
     wrong = generate_key(Role.API)
-    assert verifier.cached(KEYS[Role.API], Role.API) is None
-    await verifier.verify(KEYS[Role.API], Role.API)
+    assert verifier.cached(wrong, Role.API) is None
     with pytest.raises(RefusedError):
         await verifier.verify(wrong, Role.API)
     clock.now += 299
-    assert verifier.cached(KEYS[Role.API], Role.API) is True
     assert verifier.cached(wrong, Role.API) is False
     clock.now += 1
-    assert verifier.cached(KEYS[Role.API], Role.API) is None
     assert verifier.cached(wrong, Role.API) is None
+
+
+async def test_a_right_key_is_known_for_ever(verifier, clock):
+    """A flood of wrong keys that comes as it expires would lock its users out."""
+    assert verifier.cached(KEYS[Role.API], Role.API) is None
     await verifier.verify(KEYS[Role.API], Role.API)
+    clock.now += 1_000_000
     assert verifier.cached(KEYS[Role.API], Role.API) is True
+
+
+async def test_no_other_key_is_checked_once_each_hash_has_met_its_own(verifier):
+    """Each invented key would cost 64 MiB and a fifth of a second, for as long as the router lives."""
+    second = generate_key(Role.API)
+    verifier.replace_keys([NamedKey(principal=Principal(name="a"), phc=hash_key(second, CHEAP))])
+    strange = generate_key(Role.API)
+    await verifier.verify(KEYS[Role.API], Role.API)
+    assert verifier.cached(strange, Role.API) is None  # it could be the other hash's
+    await verifier.verify(second, Role.API)
+    assert verifier.cached(strange, Role.API) is False
+    with pytest.raises(RefusedError):
+        await verifier.verify(strange, Role.API)
+    assert verifier.cached(strange, Role.WORKER) is None  # that role's key has not been seen
+
+
+async def test_a_hash_that_is_new_can_meet_its_key(verifier):
+    """A key that is added to the file would be refused as long as the router lives, or a revoked one let in."""
+    added, strange = generate_key(Role.API), generate_key(Role.API)
+    await verifier.verify(KEYS[Role.API], Role.API)
+    assert verifier.cached(added, Role.API) is False
+    verifier.replace_keys([NamedKey(principal=Principal(name="a"), phc=hash_key(added, CHEAP))])
+    assert (await verifier.verify(added, Role.API)).name == "a"
+    assert verifier.cached(strange, Role.API) is False
+    verifier.replace_keys([NamedKey(principal=Principal(name="b"), phc=hash_key(strange, CHEAP))])
+    assert verifier.cached(added, Role.API) is None
+    with pytest.raises(RefusedError):
+        await verifier.verify(added, Role.API)
+    assert (await verifier.verify(strange, Role.API)).name == "b"
+
+
+async def test_who_stands_in_line_is_not_checked_when_that_has_become_needless():
+    """A flood that came before the right key would go on costing hashes after it."""
+    slow = KeyVerifier({Role.API: SLOW_HASH}, ttl_s=300, limits=Limits(max_checks=100))
+    n_refused = 0
+
+    async def ask():
+        nonlocal n_refused
+        with pytest.raises(RefusedError):
+            await slow.verify(generate_key(Role.API), Role.API)
+        n_refused += 1
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(slow.verify, SLOW_KEY, Role.API)
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(99):
+                nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            began = time.perf_counter()
+    assert n_refused == 99
+    assert time.perf_counter() - began < 2.5  # 99 hashes would take 5 s
 
 
 async def test_cached_answer_is_fast(slow):
@@ -234,29 +290,54 @@ async def test_flood_of_wrong_keys_is_turned_away(slow):
         async with trio.open_nursery() as nursery:
             for _ in range(LIMITS.max_checks + 40):
                 nursery.start_soon(ask, generate_key(Role.API))
-    assert outcomes.count((ErrorCode.UNAVAILABLE, auth.RETRY_AFTER_S)) == 40
+    assert outcomes.count((ErrorCode.UNAVAILABLE, check_line.RETRY_AFTER_S)) == 40
     assert outcomes.count((ErrorCode.UNAUTHENTICATED, None)) == LIMITS.max_checks
 
 
-async def test_flood_does_not_shut_out_a_key_that_was_right_before(slow, clock):
-    """A stranger could lock all users out as soon as their cached answers expire."""
-    await slow.verify(SLOW_KEY, Role.API)
-    clock.now += 10_000
-    n_open = LIMITS.max_checks
+@pytest.mark.parametrize(
+    ("flood", "other"),
+    [("10.0.0.1", "10.0.0.2"), ("", "10.0.0.2"), ("2001:db8::1", "2001:db8:0:1::1"), ("::ffff:10.0.0.1", "10.0.0.2")],
+)
+async def test_a_flood_of_one_address_does_not_shut_out_another(slow, flood, other):
+    """A stranger could keep a right key out that has not been seen since the start."""
+    outcomes = collections.Counter()
 
     async def ask():
-        nonlocal n_open
-        with pytest.raises(RefusedError):
-            await slow.verify(generate_key(Role.API), Role.API)
-        n_open -= 1
+        with pytest.raises(RefusedError) as excinfo:
+            await slow.verify(generate_key(Role.API), Role.API, address=flood)
+        outcomes[code_of(excinfo)] += 1
 
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            for _ in range(LIMITS.max_checks):
+            for _ in range(2 * LIMITS.max_checks):
                 nursery.start_soon(ask)
             await trio.testing.wait_all_tasks_blocked()
-            await slow.verify(SLOW_KEY, Role.API)
-            assert n_open > LIMITS.max_checks // 2
+            await slow.verify(SLOW_KEY, Role.API, address=other)
+            assert outcomes[ErrorCode.UNAUTHENTICATED] <= 3  # it waits for its turn, not for the flood
+    assert outcomes == {
+        ErrorCode.UNAVAILABLE: LIMITS.max_checks + 1,  # one had to make room
+        ErrorCode.UNAUTHENTICATED: LIMITS.max_checks - 1,
+    }
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "2001:db8::%d", "::ffff:10.0.0.1"])
+async def test_a_flood_of_one_network_cannot_push_itself_forward(slow, address):
+    """Whoever has many addresses would have many shares of the line."""
+    refused = []
+
+    async def ask(number):
+        with pytest.raises(RefusedError) as excinfo:
+            await slow.verify(generate_key(Role.API), Role.API, address=address % number if "%" in address else address)
+        if code_of(excinfo) is ErrorCode.UNAVAILABLE:
+            refused.append(number)
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            for number in range(LIMITS.max_checks):
+                nursery.start_soon(ask, number)
+            await trio.testing.wait_all_tasks_blocked()
+            await ask(LIMITS.max_checks)
+    assert refused == [LIMITS.max_checks]
 
 
 async def test_waiters_of_one_check_are_bounded():
@@ -376,7 +457,7 @@ async def test_named_keys_are_found_by_digest_or_hash_and_go_at_once(verifier):
         await verifier.verify(by_digest, Role.WORKER)
     renamed = NamedKey(principal=Principal(name="c"), phc=second.phc)
     verifier.replace_keys([renamed])
-    assert [verifier.cached(key, Role.API) for key in keys] == [None, True, True]
+    assert [verifier.cached(key, Role.API) for key in keys] == [False, True, True]
     assert (await verifier.verify(by_hash, Role.API)).name == "c"
     verifier.replace_keys([])
     for key in (by_digest, by_hash):

@@ -22,7 +22,7 @@ from auxot.core.jobs import (
     ToolCallDelta,
     Usage,
 )
-from auxot.router.draft import LOST, MAX_CHARS, Draft, can_be_continued
+from auxot.router.draft import LOST, MAX_CHARS, N_MARKS, Draft, can_be_continued
 
 USER = ChatMessage(role="user", content="hi")
 STOP = (Finish(FinishReason.STOP),)
@@ -104,7 +104,7 @@ def test_the_rest_is_asked_for_behind_what_was_sent():
     assert rest == attrs.evolve(
         asked,
         messages=(USER, answer),
-        max_tokens=7,
+        max_tokens=10 - 3 - N_MARKS,
         reasoning_effort="none",
         params={"seed": 1, "chat_template_kwargs": kwargs},
     )
@@ -149,7 +149,7 @@ def test_usage_is_that_of_the_whole_answer():
     draft.take(TextDelta("d"))
     finished = draft.take(Finished(STOP, Usage(prompt_tokens=30, cached_tokens=1, completion_tokens=2)))
     assert isinstance(finished, Finished)
-    assert finished.usage == Usage(prompt_tokens=9, cached_tokens=4, completion_tokens=6, reasoning_tokens=1)
+    assert finished.usage == Usage(prompt_tokens=9, cached_tokens=4, completion_tokens=6 + N_MARKS, reasoning_tokens=1)
 
 
 def test_without_progress_the_prompt_is_told_from_the_rest():
