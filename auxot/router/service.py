@@ -136,8 +136,8 @@ async def serve(
         async with trio.open_nursery() as background:
             if config.api_keys_file is not None:
                 await _open_key_file(config.api_keys_file, pool=pool, verifier=verifier, background=background)
-            background.start_soon(pool.run_dispatcher)
-            background.start_soon(pool.run_poll)
+            background.start_soon(pool.dispatcher.run)
+            background.start_soon(pool.dispatcher.run_poll)
             background.start_soon(pool.run_releaser)
             delay_s, grace_s = config.shutdown_delay_s, config.shutdown_grace_s
             draining = partial(be_quiet_after_draining, pool, phases, delay_s=delay_s, grace_s=grace_s)
