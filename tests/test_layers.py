@@ -71,6 +71,7 @@ NOT_IN_PURE = (
 SERVING = (
     "auxot.router.app",
     "auxot.router.front",
+    "auxot.router.http_server",
     "auxot.router.pages",
     "auxot.router.service",
     "auxot.router.streaming",

@@ -1,14 +1,14 @@
 """The accept loop: worker WebSockets are peeled off before hypercorn, everything else goes to it.
 
     accepted socket -> first line read (5 s) -> `GET /ws`: handshake, then `serve_worker(WorkerSocket)`
-                                             '-> anything else: hypercorn's TCPServer, the bytes read so far replayed
+                                             '-> anything else: hypercorn (`http_server`), the bytes read replayed
 
 Why not hypercorn alone: a task switch costs more than all else that happens to a token, and its WebSocket and send
 paths take eight of them; and its `send_all` is shielded without a deadline, so one client that stops reading outlives
 every cancellation. Here every write is tried at once, without blocking; what the kernel does not take waits in a
 bounded buffer for one writer task. HTTP parsing, keep-alive, HTTP/1.0 and HTTP/2 stay hypercorn's.
 
-hypercorn 0.18's TCPServer, WorkerContext and Lifespan are used although they are not documented: the version is
+hypercorn 0.18's WorkerContext and Lifespan are used although they are not documented: the version is
 pinned, and tests/daemon/test_front.py says what must still hold when it moves.
 """
 
@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
 from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
 from auxot.router.connection import Connection
 from auxot.router.crowd import MAX_IDLE, Crowd, look_for_vanished_peers, open_limit
-from auxot.router.idle_timer import IDLE_TIMEOUT_S, IdleTimer
+from auxot.router.http_server import HttpServer
+from auxot.router.idle_timer import IDLE_TIMEOUT_S
 from auxot.router.websocket import WorkerSocket, accept_worker
 
 if TYPE_CHECKING:
@@ -45,39 +42,6 @@ BACKLOG = 2048
 LINGER_S = 0.3  # where nobody is to be turned away: for the requests that are on their way on open connections
 
 ServeWorker = Callable[[WorkerSocket], Awaitable[None]]
-
-
-class _HttpServer(TCPServer):
-    """hypercorn's connection, with writes that are tried at once and end when they are cancelled."""
-
-    stream: Any
-    idle_task: Any  # an IdleTimer
-
-    async def protocol_send(self, event: Event) -> None:
-        connection: Connection = self.stream
-        if not isinstance(event, RawData):
-            await connection.release()
-            await super().protocol_send(event)
-        elif event.data and not connection.keep(event.data):
-            await connection.write(event.data)
-
-    async def _read_data(self) -> None:
-        """Read to the end, as hypercorn does but for its time limit on each read, which costs a cancel scope.
-
-        The idle timer ends here too: hypercorn 0.18 would hold a closed connection until it rings.
-        """
-        connection: Connection = self.stream
-        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
-            while received := await connection.receive_some():
-                await self.protocol.handle(RawData(received))
-            await self.protocol.handle(RawData(b""))
-        await self.protocol.handle(Closed())
-        connection.peer_has_left()
-        self.idle_task.end()
-
-    async def _idle_timeout(self) -> None:
-        """Close the connection: what the idle timer calls."""
-        await self._initiate_server_close()
 
 
 @attrs.frozen(kw_only=True)
@@ -140,10 +104,7 @@ class _Front:
                 worker_socket.on_trusted = partial(self.crowd.engage, connection)
                 await self.serve_worker(worker_socket)
         else:
-            state = ConnectionState({**self.state, "connection": connection})
-            server = _HttpServer(self.app, self.config, self.context, state, connection)  # type: ignore[arg-type]
-            server.idle_task = IdleTimer(self.context.terminated)
-            await server.run()
+            await HttpServer(self.app, self.config, self.context, self.state, connection).run()
 
 
 async def serve_front(
@@ -225,8 +186,11 @@ def _engaging(app: Any, crowd: Crowd) -> Any:
     """Return the application; a connection counts as engaged while it answers a request of it."""
 
     async def engaging(scope: Any, receive: Any, send: Any) -> None:
-        connection = scope.get("state", {}).get("connection")
-        with crowd.engaged(connection) if connection is not None else nullcontext():
+        connection = scope["state"].get("connection") if "state" in scope else None  # none in the lifespan's
+        if connection is None:
+            await app(scope, receive, send)
+            return
+        with crowd.engaged(connection):
             await app(scope, receive, send)
 
     return engaging
