@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import attrs
 import trio
 
 from auxot.core.errors import ErrorCode, RefusedError
@@ -22,6 +23,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 REQUEST_ID = "auxot.request_id"  # in the ASGI scope of every HTTP request; see `headers`
+TAKE_NOW = "auxot.take_now"  # there too: returns the next message if it is here, else None
 
 
 class ClientGoneError(Exception):
@@ -59,29 +61,49 @@ async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int) -> byte
     if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
         await discard_body(receive)
         raise _too_large(limit_bytes)
-    with trio.move_on_after(BODY_CHUNK_TIMEOUT_S) as limit:
-        return await _read_chunks(receive, limit, limit_bytes=limit_bytes)
-    raise RefusedError(ErrorCode.REQUEST_TIMEOUT, "the request body did not come in time")
+    body = _Body(limit_bytes)
+    try:
+        take_now = scope.get(TAKE_NOW, _nothing)
+        while (message := take_now()) is not None:  # most bodies are here as a whole, and need no time limit
+            if body.add(message):
+                return body.whole()
+        return await _read_rest(body, receive)
+    except RefusedError as exc:
+        if exc.code is ErrorCode.TOO_LARGE:
+            await discard_body(receive)
+        raise
 
 
-async def _read_chunks(receive: Receive, limit: trio.CancelScope, *, limit_bytes: int) -> bytes:
-    """Read to the end; the date of `limit` moves with each chunk, but not beyond BODY_TIMEOUT_S in all."""
-    chunks: list[bytes] = []
-    n_bytes = 0
-    last_at = limit.deadline - BODY_CHUNK_TIMEOUT_S + BODY_TIMEOUT_S
-    while True:
-        message = await receive()
+@attrs.define
+class _Body:
+    """A body as far as it has been read."""
+
+    limit_bytes: int
+    n_bytes: int = 0
+    chunks: list[bytes] = attrs.field(factory=list)
+
+    def add(self, message: Any) -> bool:
+        """Take the next message; return whether it was the last."""
         if message["type"] == "http.disconnect":
             raise ClientGoneError
-        if message.get("more_body"):
+        self.n_bytes += len(message["body"])
+        if self.n_bytes > self.limit_bytes:
+            raise _too_large(self.limit_bytes)
+        self.chunks.append(message["body"])
+        return not message.get("more_body")
+
+    def whole(self) -> bytes:
+        return b"".join(self.chunks)
+
+
+async def _read_rest(body: _Body, receive: Receive) -> bytes:
+    """Read to the end; the time limit begins anew with each chunk, but not beyond BODY_TIMEOUT_S in all."""
+    with trio.move_on_after(BODY_CHUNK_TIMEOUT_S) as limit:
+        last_at = limit.deadline - BODY_CHUNK_TIMEOUT_S + BODY_TIMEOUT_S
+        while not body.add(await receive()):
             limit.deadline = min(trio.current_time() + BODY_CHUNK_TIMEOUT_S, last_at)
-        n_bytes += len(message["body"])
-        if n_bytes > limit_bytes:
-            await discard_body(receive)
-            raise _too_large(limit_bytes)
-        chunks.append(message["body"])
-        if not message.get("more_body"):
-            return b"".join(chunks)
+        return body.whole()
+    raise RefusedError(ErrorCode.REQUEST_TIMEOUT, "the request body did not come in time")
 
 
 async def discard_body(receive: Receive) -> None:
@@ -89,6 +111,10 @@ async def discard_body(receive: Receive) -> None:
     with trio.move_on_after(_DISCARD_S):
         while (message := await receive())["type"] == "http.request" and message.get("more_body"):
             pass
+
+
+def _nothing() -> None:
+    """Return that no message is here."""
 
 
 def _too_large(limit_bytes: int) -> RefusedError:

@@ -103,25 +103,20 @@ class Crowd:
             del self._places[connection]
             self._idle.pop(connection, None)
 
-    @contextmanager
-    def engaged(self, connection: Connection) -> Iterator[None]:
-        """Keep a connection for the length of the block, whatever else comes."""
-        self.engage(connection)
-        try:
-            yield
-        finally:
-            place = self._places.get(connection)
-            if place is not None:
-                place.n_engagements -= 1
-                if not place.n_engagements:
-                    self._be_idle(place)
-
     def engage(self, connection: Connection) -> None:
-        """Keep a connection for as long as it lives."""
+        """Keep a connection, whatever else comes, until `disengage` was called as often."""
         place = self._places.get(connection)
         if place is not None:
             place.n_engagements += 1
             self._idle.pop(connection, None)
+
+    def disengage(self, connection: Connection) -> None:
+        """Take back one `engage`."""
+        place = self._places.get(connection)
+        if place is not None:
+            place.n_engagements -= 1
+            if not place.n_engagements:
+                self._be_idle(place)
 
     async def watch(self) -> None:
         """Drop connections whose peers have closed them, for ever."""

@@ -9,10 +9,9 @@ an error like any other, with its status if nothing was sent yet.
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import attrs
@@ -107,16 +106,13 @@ class Endpoint:
         key, address = self.find_key(scope["headers"]), address_of(scope)
         principal = await self.verifier.verify(key, Role.API, address=address, refusal=self.wrong_key)
         n_bytes = declared_bytes(scope["headers"], at_most=self.limits.max_body_bytes)
-        with ExitStack() as stack:
-            entered: Place | RefusedError
-            try:
-                entered = stack.enter_context(self.pool.admission.enter(principal, n_bytes=n_bytes))
-            except RefusedError as exc:
-                entered = exc
-            if isinstance(entered, RefusedError):
-                await discard_body(receive)  # or a client that is still sending would see a reset, not the refusal
-                raise entered
-            await self._serve_admitted(scope, receive, send, place=entered, accepted_at=accepted_at)
+        try:
+            place = self.pool.admission.enter(principal, n_bytes=n_bytes)
+        except RefusedError:
+            await discard_body(receive)  # or a client that is still sending would see a reset, not the refusal
+            raise
+        with place:
+            await self._serve_admitted(scope, receive, send, place=place, accepted_at=accepted_at)
 
     async def _serve_admitted(
         self, scope: Scope, receive: Receive, send: Send, *, place: Place, accepted_at: float
@@ -178,7 +174,7 @@ class Endpoint:
             RefusedError: it cannot be understood, or asks for what is not served.
         """
         dialect, connection = self.dialect, writable_connection(scope)
-        chat = dialect.parse(body, job_id=f"chatcmpl-{secrets.token_hex(12)}", now=now)
+        chat = dialect.parse(body, job_id=f"chatcmpl-{os.urandom(12).hex()}", now=now)
         chat = attrs.evolve(chat, request_id=scope[REQUEST_ID])
         self.catalog.check(chat.model)
 

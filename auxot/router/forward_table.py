@@ -23,7 +23,7 @@ import orjson
 from auxot.core.errors import ErrorCode, RefusedError
 from auxot.core.forwarded import FORWARDED, ForwardedEndpoint
 from auxot.core.jobs import Forward
-from auxot.router.dialects.field_table import check_refused
+from auxot.router.dialects.field_table import check_refused, refusals
 from auxot.router.dialects.fields import Fields, parse_object
 from auxot.router.dialects.openai_fields import EMBEDDING_FIELDS
 from auxot.router.routes import Api, Route
@@ -31,6 +31,7 @@ from auxot.router.routes import Api, Route
 MAX_INPUTS = 2048  # of one embeddings request; OpenAI's bound
 _MAX_CONTENT_TYPE_CHARS = 200
 _MEDIA = frozenset({"image_url", "input_audio", "input_video", "video_url"})
+_REFUSED = refusals(EMBEDDING_FIELDS)
 _MULTIPART = "multipart/form-data"
 # A text field of a form, as all clients write it: no charset, no encoding.
 _FORM_FIELD = rb'name="?%b"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,200})\r\n'
@@ -96,7 +97,7 @@ def _as_it_is(fields: Fields) -> dict[str, Any]:
 
 
 def _embeddings(fields: Fields) -> dict[str, Any]:
-    check_refused(fields, EMBEDDING_FIELDS)
+    check_refused(fields, _REFUSED)
     fields.word("encoding_format", ("base64", "float"))
     value = fields.get("input")
     if type(value) is list and not _is_token_ids(value):

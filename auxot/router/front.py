@@ -190,8 +190,11 @@ def _engaging(app: Any, crowd: Crowd) -> Any:
         if connection is None:
             await app(scope, receive, send)
             return
-        with crowd.engaged(connection):
+        crowd.engage(connection)
+        try:
             await app(scope, receive, send)
+        finally:
+            crowd.disengage(connection)
 
     return engaging
 

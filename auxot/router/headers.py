@@ -10,8 +10,8 @@ Source of the timing header's form: https://www.w3.org/TR/server-timing/
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Iterable
 
 from auxot.core.jobs import JobRecord
@@ -25,7 +25,7 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,%d}" % MAX_REQUEST_ID_CHARS)
 
 def new_request_id() -> str:
     """Return an id for one HTTP request."""
-    return f"req_{secrets.token_hex(12)}"
+    return f"req_{os.urandom(12).hex()}"
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -24,6 +24,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from auxot.router.asgi import TAKE_NOW
 from auxot.router.idle_timer import IdleTimer
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class _Requests(TaskGroup):
     async def spawn_app(self, app: Any, config: Config, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
         """Start the application with one request; return what takes the request's messages."""
         messages = Messages()
+        scope[TAKE_NOW] = messages.take_now
         to_thread, from_thread = trio.to_thread.run_sync, trio.from_thread.run
         nursery: Any = self._nursery
         nursery.start_soon(_handle, app, config, scope, messages.receive, send, to_thread, from_thread)
@@ -141,5 +143,11 @@ class Messages:
         """Return the next message; waits only while there is none."""
         while not self._waiting:
             await self._arrived.park()
+        return self.take_now()
+
+    def take_now(self) -> Any | None:
+        """Return the next message, or None if there is none."""
+        if not self._waiting:
+            return None
         self._room.unpark()
         return self._waiting.popleft()

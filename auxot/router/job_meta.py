@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -25,11 +26,13 @@ class JobMeta:
     n_attempts: int = 0
 
 
+@lru_cache(maxsize=256)  # those of most jobs are the same few
 def encode_meta(meta: JobMeta) -> bytes:
     """Return it as the bytes of the entry's field."""
     return orjson.dumps(attrs.asdict(meta))
 
 
+@lru_cache(maxsize=256)
 def decode_meta(content: bytes) -> JobMeta:
     """Read what `encode_meta` wrote; what cannot be read says nothing."""
     try:

@@ -11,7 +11,6 @@ for at most that long while the workers that hold its prompt are busy.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Generic
 
@@ -73,12 +72,14 @@ class Plan(Generic[MemberT]):
 
     _fleet: Fleet[MemberT]
     _homes: dict[str, str] = attrs.field(factory=dict)  # job id -> worker id
-    _reserved: Counter[str] = attrs.field(factory=Counter)  # by worker id
+    _reserved: dict[str, int] = attrs.field(factory=dict)  # by worker id
     _matches: dict[str, list[Match]] = attrs.field(factory=dict)
 
     def reserve(self, wishes: Sequence[Wish], matches: dict[str, list[Match]]) -> None:
         """Reserve slots, for the longest matches first; among equals for the first job, at the least busy worker."""
         self._matches = matches
+        if not any(matches.values()):
+            return
         pairs = []
         for place, wish in enumerate(wishes):
             for match in matches[wish.job_id]:
@@ -88,10 +89,10 @@ class Plan(Generic[MemberT]):
         taken: set[tuple[str, int]] = set()  # what the slot of an earlier pair holds: it is busy with that
         for _, _, _, wish, match, member in sorted(pairs, key=lambda pair: pair[:3]):
             worker_id = member.worker_id
-            is_free = member.n_running + self._reserved[worker_id] < member.n_slots
+            is_free = member.n_running + self._reserved.get(worker_id, 0) < member.n_slots
             if is_free and wish.job_id not in self._homes and (worker_id, match.node) not in taken:
                 self._homes[wish.job_id] = worker_id
-                self._reserved[worker_id] += 1
+                self._reserved[worker_id] = self._reserved.get(worker_id, 0) + 1
                 if len(pairs) > 1:
                     taken.update((worker_id, node) for node in wish.chain.nodes)
 

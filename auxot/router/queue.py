@@ -24,8 +24,7 @@ A queue that is polled costs one command a look: RELEASED is read only when a be
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from auxot.core.errors import StoreError, StoreLostError
@@ -165,18 +164,30 @@ class JobQueue:
         Returns:
             The jobs. Where there are fewer than `count`, either no more wait or the bell has been rung.
         """
-        with self._claiming():
-            if self._may_have_orphans:
-                await self._recover()
-            jobs = await self._claim_released(count) if self._released_bell.is_rung else []
-            if len(jobs) < count:
-                jobs += await self._claim_new(count - len(jobs))
-            for unreadable in (job for job in jobs if isinstance(job, bytes)):
-                await self.ack(unreadable)
-                self.bell.ring()
-            readable = [job for job in jobs if isinstance(job, ClaimedJob)]
-            self._held.update(job.entry_id for job in readable)
-            return readable
+        if self._is_claiming:
+            raise RuntimeError("two tasks claim from one queue")
+        self._is_claiming = True
+        try:
+            return await self._claim(count)
+        except BaseException:  # what the lost replies would have given is found by the next claim
+            self._may_have_orphans = True
+            self._released_bell.is_rung = True
+            raise
+        finally:
+            self._is_claiming = False
+
+    async def _claim(self, count: int) -> list[ClaimedJob]:
+        if self._may_have_orphans:
+            await self._recover()
+        jobs = await self._claim_released(count) if self._released_bell.is_rung else []
+        if len(jobs) < count:
+            jobs += await self._claim_new(count - len(jobs))
+        for unreadable in (job for job in jobs if isinstance(job, bytes)):
+            await self.ack(unreadable)
+            self.bell.ring()
+        readable = [job for job in jobs if isinstance(job, ClaimedJob)]
+        self._held.update(job.entry_id for job in readable)
+        return readable
 
     async def ack(self, entry_id: bytes) -> bool:
         """Take a claimed job out of the queue for good: it has been answered, or nobody wants the answer.
@@ -298,20 +309,6 @@ class JobQueue:
     async def announce_released(self) -> None:
         """Ring the bells of all routers for released entries, for the case that an announcement was lost."""
         await self._announce_released(1)
-
-    @contextmanager
-    def _claiming(self) -> Iterator[None]:
-        if self._is_claiming:
-            raise RuntimeError("two tasks claim from one queue")
-        self._is_claiming = True
-        try:
-            yield
-        except BaseException:  # what the lost replies would have given is found by the next claim
-            self._may_have_orphans = True
-            self._released_bell.is_rung = True
-            raise
-        finally:
-            self._is_claiming = False
 
     async def _recover(self) -> None:
         """Repeat lost acks and release the entries that are ours in Redis but not here."""

@@ -7,8 +7,6 @@ one burst, as it may at the providers whose clients these are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import attrs
 
@@ -38,12 +36,11 @@ class Quotas:
 
     _uses: dict[str, _Use] = attrs.field(factory=dict)
 
-    @contextmanager
-    def hold(self, principal: Principal, *, now: float) -> Iterator[None]:
-        """Count one request of a key for the length of the block.
+    def enter(self, principal: Principal, *, now: float) -> None:
+        """Count one request of a key, until `leave`.
 
         Raises:
-            RefusedError: RATE_LIMITED, with the time after which it may try again.
+            RefusedError: RATE_LIMITED, with the time after which it may try again; then it is not counted.
         """
         name = principal.name
         use = self._uses.get(name)
@@ -51,12 +48,13 @@ class Quotas:
             use = self._uses[name] = _Use(float(principal.requests_per_minute or 0), now)
         self._check(principal, use, now=now)
         use.n_open += 1
-        try:
-            yield
-        finally:
-            use.n_open -= 1
-            if not use.n_open and principal.requests_per_minute is None:
-                self._uses.pop(name, None)
+
+    def leave(self, principal: Principal) -> None:
+        """Note that a request that was counted has ended."""
+        use = self._uses[principal.name]
+        use.n_open -= 1
+        if not use.n_open and principal.requests_per_minute is None:
+            del self._uses[principal.name]
 
     def keep_only(self, names: set[str]) -> None:
         """Forget keys that exist no more; what is open of them runs on."""

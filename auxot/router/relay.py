@@ -17,7 +17,6 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
@@ -196,26 +195,26 @@ class Relay:
     _jobs: dict[str, OpenJob] = attrs.field(factory=dict)
     idle: trio.Event = attrs.field(factory=trio.Event)  # replaced whenever a job opens
 
-    @contextmanager
-    def open(self, open_job: OpenJob) -> Iterator[OpenJob]:
-        """Hold a job open for the length of the block; leaving it cancels a running attempt at its worker.
+    def open(self, open_job: OpenJob) -> _Opening:
+        """Return a block that holds a job open; leaving it cancels a running attempt at its worker.
 
         A queued entry is left to the caller to withdraw: that must await.
         """
-        job_id = open_job.record.job_id
-        self._jobs[job_id] = open_job
-        try:
-            yield open_job
-        finally:
-            del self._jobs[job_id]
-            if not self._jobs:
-                self.idle.set()
-            if not open_job.ended:
-                open_job.ended = True
-                open_job.record.ended_at = time.time()
-                open_job.record.outcome = open_job.record.outcome or "cancelled"
-            if open_job.cancel_attempt is not None:
-                open_job.cancel_attempt()
+        return _Opening(self, open_job)
+
+    def _open(self, open_job: OpenJob) -> None:
+        self._jobs[open_job.record.job_id] = open_job
+
+    def _close(self, open_job: OpenJob) -> None:
+        del self._jobs[open_job.record.job_id]
+        if not self._jobs:
+            self.idle.set()
+        if not open_job.ended:
+            open_job.ended = True
+            open_job.record.ended_at = time.time()
+            open_job.record.outcome = open_job.record.outcome or "cancelled"
+        if open_job.cancel_attempt is not None:
+            open_job.cancel_attempt()
 
     def find(self, job_id: str) -> OpenJob | None:
         """Return the open job of that id, or None when its client has left."""
@@ -239,3 +238,18 @@ class Relay:
         while self._jobs:
             self.idle = trio.Event()
             await self.idle.wait()
+
+
+@attrs.frozen
+class _Opening:
+    """The block of `Relay.open`."""
+
+    relay: Relay
+    open_job: OpenJob
+
+    def __enter__(self) -> OpenJob:
+        self.relay._open(self.open_job)  # noqa: SLF001 -- one thing in two classes
+        return self.open_job
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.relay._close(self.open_job)  # noqa: SLF001

@@ -23,6 +23,7 @@ CLOSE_GOING_AWAY = 1001
 CLOSE_POLICY_VIOLATION = 1008
 CLOSE_TRY_AGAIN_LATER = 1013
 _CLOSE_TIMEOUT_S = 1.0
+_LONG, _VERY_LONG = 126, 1 << 16  # from where on a frame says its length in 2 and in 8 bytes more
 
 _SILENT = logging.getLogger("auxot.websocket")  # the library logs garbage from strangers; we log what matters
 _SILENT.addHandler(logging.NullHandler())
@@ -85,8 +86,7 @@ class WorkerSocket:
     def send(self, payload: bytes) -> None:
         """Send one text message without blocking; a worker that does not read is dropped."""
         if self._protocol.state is State.OPEN:
-            self._protocol.send_text(payload)
-            self._flush()
+            self._write(_text_frame(payload))
 
     async def drain(self) -> None:
         """Write what the kernel did not take; runs as long as the connection."""
@@ -132,12 +132,24 @@ class WorkerSocket:
 
     def _flush(self) -> None:
         outgoing = b"".join(self._protocol.data_to_send())
-        if not outgoing:
-            return
+        if outgoing:
+            self._write(outgoing)
+
+    def _write(self, outgoing: bytes) -> None:
         try:
             self._outlet.write(outgoing)
         except OutletFullError:
             self._connection.abort()
+
+
+def _text_frame(payload: bytes) -> bytes:
+    """Return a whole text message as a server sends it: one frame, not masked (RFC 6455, 5.2)."""
+    n_bytes = len(payload)
+    if n_bytes < _LONG:
+        return b"\x81%c%b" % (n_bytes, payload)
+    if n_bytes < _VERY_LONG:
+        return b"\x81\x7e%b%b" % (n_bytes.to_bytes(2, "big"), payload)
+    return b"\x81\x7f%b%b" % (n_bytes.to_bytes(8, "big"), payload)
 
 
 def _nothing() -> None:

@@ -158,8 +158,8 @@ async def test_a_keep_alive_connection_that_asks_again_and_again_is_not_taken_fo
         for n in range(2):
             nursery.start_soon(stay, n)
             await trio.testing.wait_all_tasks_blocked()
-        with crowd.engaged(connections[0]):
-            pass
+        crowd.engage(connections[0])
+        crowd.disengage(connections[0])
         nursery.start_soon(stay, 2)
         await trio.testing.wait_all_tasks_blocked()
         assert ended == [1]

@@ -13,7 +13,7 @@ A name is a path in the body: `[]` stands for every item of an array, `=` for on
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import attrs
 
@@ -60,12 +60,17 @@ def extensions(names: Iterable[str], known: Collection[FieldRule]) -> tuple[Fiel
     )
 
 
-def check_refused(fields: Fields, table: Iterable[FieldRule]) -> None:
+def refusals(table: Iterable[FieldRule]) -> Mapping[str, str]:
+    """Return the fields of the body itself that a table refuses, each with the reason: for `check_refused`."""
+    return {row.name: row.note for row in table if row.status is Status.REFUSED and row.is_top_level}
+
+
+def check_refused(fields: Fields, refused: Mapping[str, str]) -> None:
     """Refuse a body that has one of the refused fields; nulls and empty strings say nothing, and pass.
 
     Raises:
-        RefusedError: the first of them, with its note as the reason.
+        RefusedError: the first of them in the body, with its reason.
     """
-    for row in table:
-        if row.status is Status.REFUSED and row.is_top_level and fields.get(row.name) not in (None, ""):
-            raise fields.refused(row.name, row.note)
+    for name, value in fields.raw.items():
+        if name in refused and value not in (None, ""):
+            raise fields.refused(name, refused[name])

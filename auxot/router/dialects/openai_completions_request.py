@@ -15,7 +15,7 @@ import attrs
 
 from auxot.core.jobs import Job
 from auxot.router.dialects.base import id_stem
-from auxot.router.dialects.field_table import check_refused, extensions
+from auxot.router.dialects.field_table import check_refused, extensions, refusals
 from auxot.router.dialects.fields import Fields, parse_object
 from auxot.router.dialects.openai_fields import COMPLETION_FIELDS
 from auxot.router.dialects.openai_objects import OpenAiRequest
@@ -32,6 +32,7 @@ PARAMS: Mapping[str, Reader] = {
     **{name: OUTPUT_PARAMS[name] for name in ("stop", "n", "n_probs", "post_sampling_probs", "json_schema")},
     "return_progress": OUTPUT_PARAMS["return_progress"],
 }
+_REFUSED = refusals(COMPLETION_FIELDS)
 COMPLETION_EXTENSIONS = extensions([*PARAMS, "n_predict"], COMPLETION_FIELDS)
 
 
@@ -45,7 +46,7 @@ class CompletionRequest(OpenAiRequest):
 def parse_completion(body: bytes, *, job_id: str, now: float) -> CompletionRequest:
     """Read a request; see `Dialect.parse`."""
     fields = Fields(parse_object(body, invalid="invalid JSON: "))
-    check_refused(fields, COMPLETION_FIELDS)
+    check_refused(fields, _REFUSED)
     prompt = _read_prompt(fields)
     n_logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
     params = _read_params(fields, n_logprobs)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from auxot.core.jobs import Job
-from auxot.router.dialects.field_table import check_refused, extensions
+from auxot.router.dialects.field_table import check_refused, extensions, refusals
 from auxot.router.dialects.fields import Fields, parse_object
 from auxot.router.dialects.openai_fields import CHAT_FIELDS
 from auxot.router.dialects.openai_messages import read_messages
@@ -24,13 +24,14 @@ PARAMS: Mapping[str, Reader] = {**SAMPLING_PARAMS, **OUTPUT_PARAMS}
 EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max"})
 VERBOSITIES = frozenset({"low", "medium", "high"})
 
+_REFUSED = refusals(CHAT_FIELDS)
 CHAT_EXTENSIONS = extensions([*PARAMS, "n_predict"], CHAT_FIELDS)
 
 
 def parse_chat(body: bytes, *, job_id: str, now: float) -> OpenAiRequest:
     """Read a request; see `Dialect.parse`."""
     fields = Fields(parse_object(body, invalid="invalid JSON: "))
-    check_refused(fields, CHAT_FIELDS)
+    check_refused(fields, _REFUSED)
     _check_modalities(fields)
     messages, offer = read_messages(fields), read_offer(fields)
     effort = fields.word("reasoning_effort", EFFORTS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +40,15 @@ def submit(door: Admission, place: Place, job_id: str) -> OpenJob:
     if not door.pass_now(place, job_id):
         door.line_up(place, job)
     return job
+
+
+@contextmanager
+def held(quotas: Quotas, principal: Principal, *, now: float) -> Iterator[None]:
+    quotas.enter(principal, now=now)
+    try:
+        yield
+    finally:
+        quotas.leave(principal)
 
 
 def refusal_of(door: Admission, principal: Principal, n_bytes: int = 0) -> RefusedError:
@@ -131,10 +141,10 @@ def test_a_job_that_has_ended_in_line_is_not_let_in(door):
 def test_concurrent_requests_of_a_key_are_limited():
     """A key's limit would not be held, or requests that have ended would count."""
     quotas, key = Quotas(), Principal(name="k", max_concurrent=2)
-    with quotas.hold(key, now=0):
-        with quotas.hold(key, now=0), pytest.raises(RefusedError) as excinfo, quotas.hold(key, now=0):
+    with held(quotas, key, now=0):
+        with held(quotas, key, now=0), pytest.raises(RefusedError) as excinfo, held(quotas, key, now=0):
             pass
-        with quotas.hold(key, now=0):
+        with held(quotas, key, now=0):
             pass
     assert excinfo.value.code is ErrorCode.RATE_LIMITED
     assert excinfo.value.retry_after_s
@@ -144,14 +154,14 @@ def test_requests_a_minute_are_limited():
     """A key's rate would not be held, or its Retry-After would be too early."""
     quotas, key = Quotas(), Principal(name="k", requests_per_minute=6)
     for _ in range(6):
-        with quotas.hold(key, now=0):
+        with held(quotas, key, now=0):
             pass
-    with pytest.raises(RefusedError) as excinfo, quotas.hold(key, now=1):
+    with pytest.raises(RefusedError) as excinfo, held(quotas, key, now=1):
         pass
     assert excinfo.value.retry_after_s == 9
-    with quotas.hold(key, now=1 + 9):
+    with held(quotas, key, now=1 + 9):
         pass
-    with pytest.raises(RefusedError), quotas.hold(key, now=11):
+    with pytest.raises(RefusedError), held(quotas, key, now=11):
         pass
 
 
