@@ -1,7 +1,8 @@
 """The router's end of a worker's WebSocket (RFC 6455), on the sans-I/O server of the `websockets` package.
 
 Its parser costs 40 us of CPU a message where hypercorn's costs 74, because there is no task switch in it: one read of
-the socket gives every message in it. Writes are tried at once; see `connection`.
+the socket gives every message in it; plain messages go past it, see `frames`. Writes are tried at once; see
+`connection`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from websockets.protocol import Event, State
 from websockets.server import ServerProtocol
 
 from auxot.router.connection import Connection, Outlet, OutletFullError
+from auxot.router.frames import FrameCutter, read_text, text_frame
 
 HELLO_BYTES = 64 * 1024  # until the key is verified nobody may send more in a message
 STRANGER_BYTES = 2 * HELLO_BYTES  # and no more than this in all
@@ -23,7 +25,7 @@ CLOSE_GOING_AWAY = 1001
 CLOSE_POLICY_VIOLATION = 1008
 CLOSE_TRY_AGAIN_LATER = 1013
 _CLOSE_TIMEOUT_S = 1.0
-_LONG, _VERY_LONG = 126, 1 << 16  # from where on a frame says its length in 2 and in 8 bytes more
+_HEAD_END = b"\r\n\r\n"
 
 _SILENT = logging.getLogger("auxot.websocket")  # the library logs garbage from strangers; we log what matters
 _SILENT.addHandler(logging.NullHandler())
@@ -37,12 +39,13 @@ class SocketClosedError(Exception):
 class WorkerSocket:
     """One accepted WebSocket. One task calls `receive`, one runs `drain`; anybody may `send`."""
 
-    def __init__(self, connection: Connection, protocol: ServerProtocol, early: list[Event]) -> None:
+    def __init__(self, connection: Connection, protocol: ServerProtocol, early: bytes) -> None:
         self._connection = connection
         self._protocol = protocol
         self._outlet = Outlet(connection, limit_bytes=HELLO_BYTES)
         self._fragments: bytearray | None = None  # of the message that is not whole; many may be empty
-        self._early = early  # frames that came in the same read as the handshake
+        self._cutter = FrameCutter(HELLO_BYTES)
+        self._early = early  # what came behind the handshake in the same read
         self._n_bytes_left: int | None = STRANGER_BYTES
         self.on_trusted: Callable[[], None] = _nothing
 
@@ -55,7 +58,7 @@ class WorkerSocket:
         """Lift the limits that hold for strangers."""
         self._n_bytes_left = None
         self.on_trusted()
-        self._protocol.max_message_size = max_message_bytes
+        self._protocol.max_message_size = self._cutter.max_bytes = max_message_bytes
         self._outlet.limit_bytes = max_outgoing_bytes
 
     async def receive(self) -> list[bytes]:
@@ -65,28 +68,25 @@ class WorkerSocket:
             SocketClosedError: nothing more will come.
         """
         if self._early:
-            early, self._early = self._early, []
+            early, self._early = self._early, b""
             await trio.lowlevel.checkpoint()
-            return self._messages(early)
+            return self._read(early)
         if self._protocol.state is not State.OPEN:
             raise SocketClosedError
         try:
             received = await self._connection.receive_some()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise SocketClosedError from exc
-        if received:
-            self._count(len(received))
-            self._protocol.receive_data(received)
-        else:
+        if not received:
             self._protocol.receive_eof()
-        messages = self._messages(self._protocol.events_received())
-        self._flush()  # a pong, or the answer to a close frame
-        return messages
+            return self._read_events()
+        self._count(len(received))
+        return self._read(received)
 
     def send(self, payload: bytes) -> None:
         """Send one text message without blocking; a worker that does not read is dropped."""
         if self._protocol.state is State.OPEN:
-            self._write(_text_frame(payload))
+            self._write(text_frame(payload))
 
     async def drain(self) -> None:
         """Write what the kernel did not take; runs as long as the connection."""
@@ -104,6 +104,24 @@ class WorkerSocket:
     def abort(self) -> None:
         """Drop the connection now."""
         self._connection.abort()
+
+    def _read(self, received: bytes) -> list[bytes]:
+        """Return the messages of some bytes of the stream: plain ones are read here, of all else the library knows."""
+        messages: list[bytes] = []
+        for frame in self._cutter.cut(received):
+            is_between = self._fragments is None and self._protocol.state is State.OPEN
+            text = read_text(frame) if is_between else None
+            if text is not None:
+                messages.append(text)
+            else:
+                self._protocol.receive_data(frame)
+                messages += self._read_events()
+        return messages
+
+    def _read_events(self) -> list[bytes]:
+        messages = self._messages(self._protocol.events_received())
+        self._flush()  # a pong, or the answer to a close frame
+        return messages
 
     def _messages(self, frames: list[Event]) -> list[bytes]:
         """Return the messages of the frames that were parsed, fragments put together."""
@@ -142,16 +160,6 @@ class WorkerSocket:
             self._connection.abort()
 
 
-def _text_frame(payload: bytes) -> bytes:
-    """Return a whole text message as a server sends it: one frame, not masked (RFC 6455, 5.2)."""
-    n_bytes = len(payload)
-    if n_bytes < _LONG:
-        return b"\x81%c%b" % (n_bytes, payload)
-    if n_bytes < _VERY_LONG:
-        return b"\x81\x7e%b%b" % (n_bytes.to_bytes(2, "big"), payload)
-    return b"\x81\x7f%b%b" % (n_bytes.to_bytes(8, "big"), payload)
-
-
 def _nothing() -> None:
     """Do nothing."""
 
@@ -163,11 +171,14 @@ async def accept_worker(connection: Connection) -> WorkerSocket | None:
     """
     protocol = ServerProtocol(max_size=HELLO_BYTES, logger=_SILENT)
     events: list[Event] = []
+    head, early = b"", b""  # what comes behind the head is not for the protocol's parser alone
     while not events:
         received = await connection.receive_some()
         if not received:
             return None
-        protocol.receive_data(received)
+        head += received
+        _, _, early = head.partition(_HEAD_END)
+        protocol.receive_data(received[: len(received) - len(early)])
         if protocol.handshake_exc is not None:
             return None
         events = protocol.events_received()
@@ -178,4 +189,4 @@ async def accept_worker(connection: Connection) -> WorkerSocket | None:
     await connection.write(b"".join(protocol.data_to_send()))
     if protocol.state is not State.OPEN:
         return None
-    return WorkerSocket(connection, protocol, events[1:])
+    return WorkerSocket(connection, protocol, early)
