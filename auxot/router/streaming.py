@@ -24,7 +24,7 @@ from auxot.router.dialects.base import StreamEncoder
 from auxot.router.headers import Headers
 from auxot.router.relay import Answer
 
-MAX_WAITING_BYTES = 1024 * 1024  # of one client: some 5,000 tokens as chunks
+MAX_WAITING_BYTES = 8 * 1024 * 1024  # of one client: some 40,000 tokens as chunks
 MAX_PAYLOAD_BYTES = 256 * 1024 * 1024  # of one collected answer: 2,000 embeddings of 4,096 numbers as text
 
 MakeHeaders = Callable[[], Headers]  # of the answer's head: made when it is sent, for they tell of the job
