@@ -69,9 +69,10 @@ async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int) -> byte
                 return body.whole()
         return await _read_rest(body, receive)
     except RefusedError as exc:
-        if exc.code is ErrorCode.TOO_LARGE:
-            await discard_body(receive)
-        raise
+        refusal = exc
+    if refusal.code is ErrorCode.TOO_LARGE:
+        await discard_body(receive)
+    raise refusal
 
 
 @attrs.define

@@ -153,6 +153,7 @@ class Dispatcher:
             await self.withdraw(self._unwanted.pop())
         if len(self.relay) or not self.quiet.is_set():
             await self._claim()
+        await self.queue.announce_left()
         await self.queue.flush()
 
     async def _claim(self) -> None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from auxot.router.auth import KeyVerifier
     from auxot.router.dialects.base import Dialect, StreamEncoder
     from auxot.router.images import Images
+    from auxot.router.keyring import Principal
     from auxot.router.models import Catalog
     from auxot.router.pool import Pool
 
@@ -106,13 +107,18 @@ class Endpoint:
         key, address = self.find_key(scope["headers"]), address_of(scope)
         principal = await self.verifier.verify(key, Role.API, address=address, refusal=self.wrong_key)
         n_bytes = declared_bytes(scope["headers"], at_most=self.limits.max_body_bytes)
-        try:
-            place = self.pool.admission.enter(principal, n_bytes=n_bytes)
-        except RefusedError:
+        place = self._enter(principal, n_bytes)
+        if isinstance(place, RefusedError):
             await discard_body(receive)  # or a client that is still sending would see a reset, not the refusal
-            raise
+            raise place
         with place:
             await self._serve_admitted(scope, receive, send, place=place, accepted_at=accepted_at)
+
+    def _enter(self, principal: Principal, n_bytes: int) -> Place | RefusedError:
+        try:
+            return self.pool.admission.enter(principal, n_bytes=n_bytes)
+        except RefusedError as exc:
+            return exc
 
     async def _serve_admitted(
         self, scope: Scope, receive: Receive, send: Send, *, place: Place, accepted_at: float

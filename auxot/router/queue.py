@@ -110,6 +110,7 @@ class JobQueue:
         self._unacked: set[bytes] = set()  # settled, but whether Redis knows is unknown
         self._may_have_orphans = True  # entries that are ours in Redis, but that we do not hold
         self._is_claiming = False
+        self._has_unannounced = False  # entries of ours that only we know of: others look once a second
 
     async def open(self) -> None:
         """Say that this router lives, make stream, group and consumer if they are missing, and hang up the bells."""
@@ -139,17 +140,34 @@ class JobQueue:
         if last is None:
             self.doubt.mark()
 
-    async def enqueue(self, job: QueuedJob) -> bytes:
+    async def enqueue(self, job: QueuedJob, *, is_announced: bool = True) -> bytes:
         """Put a job at the end and ring the bells of all routers; return its entry id.
 
         Cancelled or StoreLostError: the job may be in the queue or not. Whoever claims it asks the router in
         `reply_to` whether anybody still waits for it.
+
+        Args:
+            job: what to put there.
+            is_announced: ring them all; else ours alone, because we want to claim it ourselves: an answer that passes
+                from one router to another costs four times the CPU. If we cannot, `announce_left` tells the others.
         """
-        replies = await self.store.pipeline(
-            (("XADD", self.key, "*", *entry_fields(job)), ("PUBLISH", self._queued_channel, job.job_id))
-        )
+        add = ("XADD", self.key, "*", *entry_fields(job))
+        if is_announced:
+            replies = await self.store.pipeline((add, ("PUBLISH", self._queued_channel, job.job_id)))
+        else:
+            self._has_unannounced = True
+            try:
+                replies = await self.store.pipeline((add,))
+            finally:
+                self.bell.ring()
         entry_id: bytes = replies[0]
         return entry_id
+
+    async def announce_left(self) -> None:
+        """Ring the bells of all routers if entries that were not announced may be left; to be called after claims."""
+        if self._has_unannounced:
+            self._has_unannounced = False
+            await self.store.execute("PUBLISH", self._queued_channel, self.router_id)
 
     async def claim(self, count: int) -> list[ClaimedJob]:
         """Take up to `count` jobs, released ones first, then the oldest; never waits for one to come.
@@ -170,7 +188,7 @@ class JobQueue:
         try:
             return await self._claim(count)
         except BaseException:  # what the lost replies would have given is found by the next claim
-            self._may_have_orphans = True
+            self._may_have_orphans = self._has_unannounced = True
             self._released_bell.is_rung = True
             raise
         finally:
@@ -181,7 +199,9 @@ class JobQueue:
             await self._recover()
         jobs = await self._claim_released(count) if self._released_bell.is_rung else []
         if len(jobs) < count:
+            had_unannounced, self._has_unannounced = self._has_unannounced, False
             jobs += await self._claim_new(count - len(jobs))
+            self._has_unannounced |= had_unannounced and len(jobs) >= count
         for unreadable in (job for job in jobs if isinstance(job, bytes)):
             await self.ack(unreadable)
             self.bell.ring()

@@ -45,6 +45,29 @@ async def test_an_answer_crosses_from_router_to_router_whole(redis, path, stream
         assert (await back.health())["active_jobs"] == 0
 
 
+async def test_a_router_gives_its_jobs_to_its_own_idle_worker_first(redis):
+    """Half of all answers would pass from router to router, which costs four times the CPU."""
+    async with (
+        two_routers(redis) as (front, back),
+        scripted_worker(front) as own,
+        scripted_worker(back) as other,
+        front.client() as client,
+    ):
+        for _ in range(12):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: ask(client, stream=True))
+                worker, job = await first_job(own, other)
+                assert worker is own
+                await own.complete(job)
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(lambda: ask(client, stream=True))
+            job = await own.next_job()
+            await other.complete(await other.next_job())  # the own one is busy
+            await own.complete(job)
+        await until(lambda: queue_is_empty(front))
+
+
 async def test_many_jobs_of_both_routers_are_not_crossed(redis):
     """Answers would reach the wrong client, or none."""
 

@@ -92,6 +92,28 @@ async def test_a_released_job_goes_in_front_and_counts_its_deliveries(stores: tu
 
 
 @bounded
+async def test_what_a_router_keeps_for_itself_and_cannot_take_is_announced(stores: tuple[Store, Store]) -> None:
+    """A job waits a second for a worker of another router, or each job wakes all routers for nothing."""
+    async with router(stores[0], "a") as one, router(stores[1], "b") as other:
+        await trio.sleep(0.05)  # what the start rings has come
+        for queue in (one, other):
+            queue.bell.take()
+            await queue.claim(1)
+        await one.enqueue(job(0), is_announced=False)
+        assert one.bell.take()
+        assert numbers(await one.claim(2)) == [0]  # it takes all that there is: nothing is left to announce
+        await one.announce_left()
+        await trio.sleep(0.05)
+        assert not other.bell.take()
+        for n in (1, 2):
+            await one.enqueue(job(n), is_announced=False)
+        assert numbers(await one.claim(1)) == [1]
+        await one.announce_left()
+        await other.bell.wait()
+        assert numbers(await other.claim(1)) == [2]
+
+
+@bounded
 async def test_a_release_wakes_the_claimers_of_all_routers(stores: tuple[Store, Store]) -> None:
     """A job whose worker died waits until somebody happens to look."""
     async with router(stores[0], "a") as one, router(stores[1], "b") as other:
