@@ -118,16 +118,11 @@ class Correspondence:
         open_job = self.relay.find(letter.job_id)
         if open_job is None or open_job.ended:
             self._runners.pop(letter.job_id, None)
-            if not isinstance(letter, Lost):
-                self._cancel(sender, letter)
-        elif letter.issue != open_job.issue:  # of an entry that was taken for lost: the job has another one
-            if not isinstance(letter, Lost):
-                self._cancel(sender, letter)
+            self._refuse(sender, letter)
+        elif letter.issue != open_job.issue or (open_job.is_continued and not open_job.is_queued):
+            self._refuse(sender, letter)  # of an entry that was taken for lost, or it begins again what we go on with
         elif isinstance(letter, Started):
-            if open_job.is_continued and not open_job.is_queued:  # it would begin again what we go on with
-                self._cancel(sender, letter)
-            else:
-                self._on_started(sender, letter, open_job)
+            self._on_started(sender, letter, open_job)
         elif self._runners.get(letter.job_id) == (sender, letter.attempt):
             self._on_news(letter, open_job)
         elif letter.attempt > open_job.record.attempt and isinstance(letter, Happened):
@@ -249,6 +244,11 @@ class Correspondence:
             open_job.cancel_attempt()
         # Leaving the request must not cancel what has ended: replaced, because None would mean "in the queue".
         open_job.cancel_attempt = _nothing
+
+    def _refuse(self, sender: str, letter: Started | Happened | Lost) -> None:
+        """Have a router stop a job that is not wanted of it; what it has lost has stopped."""
+        if not isinstance(letter, Lost):
+            self._cancel(sender, letter)
 
     def _cancel(self, runner: str, letter: Started | Happened) -> None:
         self._post(runner, Cancel(job_id=letter.job_id, issue=letter.issue))
