@@ -6,9 +6,9 @@ import sys
 from typing import TYPE_CHECKING, Self
 
 from auxot.core.sizes import show_bytes
-from auxot.worker.fetch.source import FetchProgress
 
 if TYPE_CHECKING:
+    from auxot.worker.fetch.source import FetchProgress
     from auxot.worker.llama.build import BuildProgress
 
 BAR_CHARS = 30
@@ -51,6 +51,8 @@ class Progress:
 
 def _figures(step: BuildProgress | FetchProgress) -> tuple[int, int, str, str]:
     """Return how much is done, of how much, what is being done, and both amounts for people."""
+    from auxot.worker.fetch.source import FetchProgress  # noqa: PLC0415 - a router's image is without the worker
+
     if isinstance(step, FetchProgress):
         amount = f"{show_bytes(step.done_bytes)}/{show_bytes(step.total_bytes)}"
         doing = f"{step.doing} {step.name}, {show_bytes(round(step.bytes_per_s))}/s"
