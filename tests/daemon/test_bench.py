@@ -38,11 +38,12 @@ def test_every_token_and_answer_is_seen(tmp_path: Path) -> None:
     assert set(rows) == {"one", "full", "blocking"}
     for row in rows.values():
         assert (row["n_wrong"], row["n_failed"]) == (0, 0)
-        assert row["cpu_us"] > 0
+        assert row["cpu_us"] is not None
         assert row["rss_mib"] > 10
         assert row["dispatch_ms"][0] > 0
     assert rows["one"]["delay_ms"][0] > 0
     assert rows["blocking"]["requests_per_s"] > 0
+    assert rows["blocking"]["cpu_us"] > 0  # that of a short stream may be less than the clock shows
 
 
 def test_another_gateway_is_measured_beside_ours(tmp_path: Path) -> None:

@@ -53,12 +53,14 @@ async def test_a_router_gives_its_jobs_to_its_own_idle_worker_first(redis):
         scripted_worker(back) as other,
         front.client() as client,
     ):
-        for _ in range(12):
+        n_own = 0
+        for _ in range(24):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lambda: ask(client, stream=True))
                 worker, job = await first_job(own, other)
-                assert worker is own
-                await own.complete(job)
+                n_own += worker is own
+                await worker.complete(job)
+        assert n_own >= 18  # the other router may look into the queue at that very moment
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(lambda: ask(client, stream=True))
