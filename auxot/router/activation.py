@@ -15,6 +15,7 @@ from collections.abc import MutableMapping
 
 from auxot.core.errors import ConfigError
 
+BACKLOG = 2048  # connections that wait to be accepted, of a socket of our own
 FIRST_FD = 3
 MAX_SOCKETS = 16
 

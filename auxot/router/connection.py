@@ -166,7 +166,6 @@ class Outlet:
         self.limit_bytes = limit_bytes
         self._backlog: list[bytes] = []
         self._held_bytes = 0
-        self._draining = False
         self._closed = False
         self._bell = Bell()
 

@@ -26,6 +26,7 @@ from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
 
+from auxot.router.activation import BACKLOG
 from auxot.router.connection import Connection
 from auxot.router.crowd import MAX_IDLE, Crowd, look_for_vanished_peers, open_limit
 from auxot.router.http_server import HttpServer
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 HEAD_TIMEOUT_S = 5.0  # for the first line of a connection, and for a WebSocket handshake
 MAX_HEADERS_BYTES = 32 * 1024
 CLOSE_TIMEOUT_S = 3.0  # for the last bytes, when everything ends
-BACKLOG = 2048
 LINGER_S = 0.3  # where nobody is to be turned away: for the requests that are on their way on open connections
 
 ServeWorker = Callable[[WorkerSocket], Awaitable[None]]

@@ -32,8 +32,9 @@ from auxot.core.errors import BindError
 from auxot.core.link import backoff_delays
 from auxot.core.logs import Logger, get_logger
 from auxot.core.notify import Notifier, take_notifier
-from auxot.router.activation import take_sockets
+from auxot.router.activation import BACKLOG, take_sockets
 from auxot.router.heritage import with_heritage
+from auxot.router.stopping import Terminal
 
 START_TIMEOUT_S = 60.0
 WATCHDOG_S = 30.0
@@ -41,7 +42,6 @@ KILL_AFTER_S = 10.0  # from the end of that, or from the watchdog's abort
 FIRST_PAUSE_S = 0.2  # before a child that died is started again
 MAX_PAUSE_S = 10.0
 STEADY_S = 60.0  # a child that has lived so long begins anew with the short pauses
-BACKLOG = 2048
 _MAX_DATAGRAM = 4096
 
 
@@ -260,9 +260,9 @@ class _Parent:
                 child.has_been_ready.set()
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
-        has_terminal = os.isatty(0)
+        terminal = Terminal()
         async for number in signals:
-            if number == signal.SIGHUP and not (has_terminal and not os.isatty(0)):  # a closed terminal means TERM
+            if terminal.asks_for_reload(number):
                 for child in self.children:
                     child.send(signal.SIGHUP)
             else:

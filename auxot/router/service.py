@@ -45,7 +45,7 @@ from auxot.router.key_file import KeyFile
 from auxot.router.mailbox import Mailbox
 from auxot.router.recount import Recount
 from auxot.router.reload import Reloader
-from auxot.router.stopping import be_quiet_after_draining, drain
+from auxot.router.stopping import Terminal, be_quiet_after_draining, drain
 from auxot.router.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -229,9 +229,9 @@ async def _obey(
     signals: AsyncIterator[int], phases: FrontPhases, reloader: Reloader, main_scope: trio.CancelScope
 ) -> None:
     """Turn the first TERM or INT into `draining`, the second into the end, HUP into a reload."""
-    has_terminal = os.isatty(0)
+    terminal = Terminal()
     async for number in signals:
-        if number == signal.SIGHUP and not (has_terminal and not os.isatty(0)):  # its terminal has closed: that is TERM
+        if terminal.asks_for_reload(number):
             await reloader.reload()
         elif phases.draining.is_set():
             main_scope.cancel()

@@ -1,9 +1,12 @@
-"""The stages in which a router stops, see `service`: from draining to quiet, and from quiet to the end."""
+"""What signals ask for, and the stages in which a router stops, see `service`: draining, quiet, the end."""
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from auxot.core.errors import ErrorCode
@@ -14,6 +17,18 @@ if TYPE_CHECKING:
     from auxot.router.pool import Pool
 
 LINGER_S = 0.5  # in which a client that has its answer uses the connection again, or does not
+
+
+@attrs.frozen
+class Terminal:
+    """The terminal that this process was started from, if there was one."""
+
+    was_there: bool = attrs.field(factory=lambda: os.isatty(0))
+
+    def asks_for_reload(self, number: int) -> bool:
+        """Whether a signal asks for that: HUP does, but from a terminal that has closed it asks for the end."""
+        has_closed = self.was_there and not os.isatty(0)
+        return number == signal.SIGHUP and not has_closed
 
 
 async def be_quiet_after_draining(pool: Pool, phases: FrontPhases, *, delay_s: float, grace_s: float) -> None:
