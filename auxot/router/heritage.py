@@ -13,6 +13,8 @@ from collections.abc import Mapping, MutableMapping, Sequence
 import attrs
 import trio
 
+from auxot.core.errors import ConfigError
+
 VARIABLE = "AUXOT_ROUTER_HERITAGE"
 
 
@@ -42,14 +44,21 @@ def take_heritage(environ: MutableMapping[str, str]) -> Heritage | None:
 
     Returns:
         None: this process has no such parent.
+
+    Raises:
+        ConfigError: no parent has set it.
     """
     text = environ.pop(VARIABLE, "")
     if not text:
         return None
-    sockets, _, lifeline = text.partition(":")
-    for fd in (*map(int, sockets.split(",")), int(lifeline)):
-        os.set_inheritable(fd, False)  # not for what this process starts
-    return Heritage(sockets=tuple(socket.socket(fileno=int(fd)) for fd in sockets.split(",")), lifeline=int(lifeline))
+    try:
+        sockets, _, lifeline = text.partition(":")
+        fds = [int(fd) for fd in sockets.split(",")]
+        for fd in (*fds, int(lifeline)):
+            os.set_inheritable(fd, False)  # not for what this process starts
+        return Heritage(sockets=tuple(socket.socket(fileno=fd) for fd in fds), lifeline=int(lifeline))
+    except (ValueError, OSError) as exc:
+        raise ConfigError(f"{VARIABLE} is for routers that another one has started, do not set it") from exc
 
 
 def with_heritage(environ: Mapping[str, str], *, sockets: Sequence[socket.socket], lifeline: int) -> dict[str, str]:

@@ -159,6 +159,8 @@ def test_hup_reaches_every_process(house: House) -> None:
     [
         ({"AUXOT_PROCESSES": "2"}, 2, "AUXOT_PROCESSES=2 needs AUXOT_REDIS_URL"),
         ({"AUXOT_PROCESSES": "2", "AUXOT_REDIS_URL": "redis://127.0.0.1:1"}, 1, "127.0.0.1:1"),
+        ({"AUXOT_ROUTER_HERITAGE": "x:y"}, 2, "AUXOT_ROUTER_HERITAGE"),
+        ({"AUXOT_ROUTER_HERITAGE": "987654:3"}, 2, "AUXOT_ROUTER_HERITAGE"),
         ({"AUXOT_PROCESSES": "0", "AUXOT_REDIS_URL": "redis://127.0.0.1:1"}, 2, "AUXOT_PROCESSES"),
     ],
 )
