@@ -39,8 +39,7 @@ def show_models(config: ModelsConfig, say: Callable[[str], None]) -> int:
     registry = load_registry(config.registry_file)
     lines = list(select(registry, config))
     if not lines:
-        near = nearest(registry, config.search) if config.search else []
-        raise ConfigError("no such model" + (f": is {' or '.join(near)} meant?" if near else ""))
+        raise ConfigError(_why_none(registry, config))
     if config.json:
         say(orjson.dumps([_object(line) for line in lines], option=orjson.OPT_INDENT_2).decode())
         return 0
@@ -48,6 +47,16 @@ def show_models(config: ModelsConfig, say: Callable[[str], None]) -> int:
         say(text)
     say(_footer(config, lines))
     return 0
+
+
+def _why_none(registry: Registry, config: ModelsConfig) -> str:
+    """Say why nothing was found: none is called so, or none of those fits."""
+    if config.fits and any(select(registry, attrs.evolve(config, fits=0))):
+        shape = f"{config.max_parallel} slots of {config.ctx_size} tokens"
+        less = "ask for less with --ctx-size or --max-parallel"
+        return f"no such model fits {show_bytes(config.fits)} with {shape}: {less}"
+    near = nearest(registry, config.search) if config.search else []
+    return "no such model" + (f": is {' or '.join(near)} meant?" if near else "")
 
 
 def select(registry: Registry, config: ModelsConfig) -> Iterator[Line]:

@@ -80,6 +80,15 @@ def test_a_search_without_a_result_gets_the_nearest(capsys: pytest.CaptureFixtur
     assert "is Qwen3-Coder-30B-A3B or" in capsys.readouterr().err
 
 
+def test_models_that_do_not_fit_are_not_called_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who has less memory than a model takes is told that there is no such model, and its name as the nearest."""
+    argv = ["models", "--search", "Qwen3-Coder-30B-A3B", "--fits", "8GB", "--ctx-size", "131072"]
+    assert cli.run(cli.ROUTER, argv) == cli.EXIT_BAD_CONFIG
+    said = capsys.readouterr().err
+    assert "fits 8.0 GB with 2 slots of 131072 tokens" in said
+    assert "meant" not in said
+
+
 @pytest.mark.parametrize("argv", [["--fits", "much"], ["--cache-type", "f12"], ["--capability"]])
 def test_a_wrong_value_is_one_line(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     """A typing error is a traceback or another list."""
