@@ -41,6 +41,7 @@ class HttpServer(TCPServer):
 
     stream: Any  # a Connection
     idle_task: Any  # an IdleTimer
+    protocol: Any  # a ProtocolWrapper, until the end
 
     def __init__(
         self, app: Any, config: Config, context: WorkerContext, state: dict[str, Any], connection: Connection
@@ -75,6 +76,7 @@ class HttpServer(TCPServer):
             pass
         finally:
             await self._close()  # noqa: ASYNC102 -- nothing in it waits; it yields once, when all is closed
+            self.protocol = None  # they refer to each other: only the garbage collector would free them
 
     async def protocol_send(self, event: Event) -> None:
         """Write at once what the kernel takes; a write ends when it is cancelled."""

@@ -179,6 +179,17 @@ class OpenJob:
             return self.frame
         return encode(self.draft.rest_of(decode_job(self.frame)))
 
+    def let_go(self) -> None:
+        """Cancel a running attempt, and forget who is called: they refer to the job.
+
+        Nothing is left then that refers to itself, so the prompt's memory is free as soon as the last one is done with
+        the job; else it would wait for the garbage collector.
+        """
+        self.on_started = None
+        if self.cancel_attempt is not None:
+            self.cancel_attempt()
+            self.cancel_attempt = _nothing  # a session has it still
+
     def fail(self, failure: Failed) -> None:
         """End the job with an error, and send it on at once."""
         self._tell(failure)
@@ -213,8 +224,7 @@ class Relay:
             open_job.ended = True
             open_job.record.ended_at = time.time()
             open_job.record.outcome = open_job.record.outcome or "cancelled"
-        if open_job.cancel_attempt is not None:
-            open_job.cancel_attempt()
+        open_job.let_go()
 
     def find(self, job_id: str) -> OpenJob | None:
         """Return the open job of that id, or None when its client has left."""
@@ -253,3 +263,7 @@ class _Opening:
 
     def __exit__(self, *exc_info: object) -> None:
         self.relay._close(self.open_job)  # noqa: SLF001
+
+
+def _nothing() -> None:
+    pass

@@ -16,7 +16,6 @@ sockets that it holds open are listened on.
 
 from __future__ import annotations
 
-import gc
 import os
 import secrets
 import signal
@@ -32,7 +31,7 @@ from auxot.core.errors import AuxotError, BindError, StoreError, first_error
 from auxot.core.keys import Role
 from auxot.core.logs import get_logger
 from auxot.core.notify import take_notifier
-from auxot.router import sweeper
+from auxot.router import garbage, sweeper
 from auxot.router.activation import take_sockets
 from auxot.router.app import App
 from auxot.router.assembly import Router, catalog_of, offer_of, open_pool, parts_of, start_limits
@@ -91,7 +90,7 @@ async def main(
                 async with trio.open_nursery() as serving:
                     start = partial(serve, config, phases=phases, sockets=sockets)
                     reloader.router = router = await serving.start(start)
-                    gc.freeze()  # what was imported stays: looking through it again and again costs pauses of 50 ms
+                    garbage.set_up()
                     main_nursery.start_soon(notifier.run, router.status)
                     notifier.ready(router.status())
                 main_nursery.cancel_scope.cancel()
@@ -139,6 +138,7 @@ async def serve(
             background.start_soon(pool.dispatcher.run)
             background.start_soon(pool.dispatcher.run_poll)
             background.start_soon(pool.run_releaser)
+            background.start_soon(garbage.run_collector, lambda: not len(pool.relay))
             delay_s, grace_s = config.shutdown_delay_s, config.shutdown_grace_s
             draining = partial(be_quiet_after_draining, pool, phases, delay_s=delay_s, grace_s=grace_s)
             background.start_soon(draining)
