@@ -49,6 +49,8 @@ PURE = (
     "auxot.units.launchd",
     "auxot.units.systemd",
     "auxot.units.unit",
+    "auxot.worker.llama.dial",
+    "auxot.worker.pulse",
     "auxot.worker.toolcalls",
 )
 NOT_IN_PURE = (
