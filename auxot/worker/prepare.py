@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import attrs
-import trio
 
 from auxot.core.errors import LlamaError
 from auxot.core.logs import get_logger
@@ -21,16 +20,15 @@ from auxot.worker.devices import DeviceKind, Host
 from auxot.worker.fetch.hub import Hub
 from auxot.worker.fetch.models import ModelPaths, fetch_model
 from auxot.worker.fetch.releases import Release
-from auxot.worker.fetch.source import FetchProgress, Report
 from auxot.worker.groups import AUTO, named
 from auxot.worker.llama.binary import find_llama_server
-from auxot.worker.llama.build import Backend, BuildProgress, build_llama_server
+from auxot.worker.llama.build import Backend, build_llama_server
 from auxot.worker.llama.devices import list_devices, names_of
 from auxot.worker.llama.install import has_release, install_llama_server
 from auxot.worker.machine import backend, computing_gpus
 from auxot.worker.plan import Plan, make_plan
+from auxot.worker.progress import Progress
 
-_LOG_EVERY_S = 5.0
 _BUILDS = {DeviceKind.CUDA: Backend.CUDA, DeviceKind.VULKAN: Backend.VULKAN, DeviceKind.METAL: Backend.METAL}
 
 _log = get_logger()
@@ -98,17 +96,14 @@ async def prepare(supplies: Supplies, policy: Policy, host: Host) -> Prepared:
         replicas=supplies.replicas,
     )
     _log_plan(plan)
-    report = log_report()
-    binary = await ensure_llama_server(supplies, backend(host), report)
-    devices = await _devices(plan, host, binary)
-    if isinstance(plan.model, Path):
-        return Prepared(binary=binary, model=ModelPaths(model=plan.model), shape=plan.shape, devices=devices)
-    paths = await fetch_model(plan.model, models_dir=supplies.models_dir, hub=supplies.hub, report=report)
-    mark_used(paths.model)
+    with Progress() as report:
+        binary = await ensure_llama_server(supplies, backend(host), report)
+        devices = await _devices(plan, host, binary)
+        paths = await _model(supplies, plan, report)
     return Prepared(binary=binary, model=paths, shape=plan.shape, devices=devices)
 
 
-async def ensure_llama_server(supplies: Supplies, kind: DeviceKind, report: Report) -> Path:
+async def ensure_llama_server(supplies: Supplies, kind: DeviceKind, report: Progress) -> Path:
     """Return a llama-server: the one that is there, a release, or one built here where there is no release."""
     try:
         return find_llama_server(given=supplies.binary, cache_dir=supplies.llama_cache_dir)
@@ -122,8 +117,17 @@ async def ensure_llama_server(supplies: Supplies, kind: DeviceKind, report: Repo
     return await build_llama_server(
         cache_dir=supplies.llama_cache_dir,
         backend=_BUILDS.get(kind, Backend.CPU),
-        report=lambda step: _report_build(report, step),
+        report=report,
     )
+
+
+async def _model(supplies: Supplies, plan: Plan, report: Progress) -> ModelPaths:
+    """Return where the model is; downloads what is missing of it."""
+    if isinstance(plan.model, Path):
+        return ModelPaths(model=plan.model)
+    paths = await fetch_model(plan.model, models_dir=supplies.models_dir, hub=supplies.hub, report=report)
+    mark_used(paths.model)
+    return paths
 
 
 async def _devices(plan: Plan, host: Host, binary: Path) -> tuple[tuple[str, ...], ...]:
@@ -136,29 +140,6 @@ async def _devices(plan: Plan, host: Host, binary: Path) -> tuple[tuple[str, ...
     devices = named(plan.groups, names)
     _log.info("model.spread", replicas=len(devices), gpus=models, devices=devices)
     return devices
-
-
-def log_report() -> Report:
-    """Return a report that goes to the log: each step, and every 5 s how far a download is."""
-    told_at = -_LOG_EVERY_S
-
-    def report(step: FetchProgress | str) -> None:
-        nonlocal told_at
-        now = trio.current_time()
-        if isinstance(step, str):
-            _log.info("prepare.step", message=step)
-        elif now - told_at >= _LOG_EVERY_S:
-            told_at = now
-            _log.info(
-                "fetch.progress",
-                file=step.name,
-                doing=step.doing,
-                done_bytes=step.done_bytes,
-                total_bytes=step.total_bytes,
-                bytes_per_s=round(step.bytes_per_s),
-            )
-
-    return report
 
 
 def _log_plan(plan: Plan) -> None:
@@ -177,8 +158,3 @@ def _log_plan(plan: Plan) -> None:
         wanted_ctx_tokens=plan.wanted.ctx_tokens,
         wanted_slots=plan.wanted.slots,
     )
-
-
-def _report_build(report: Report, step: BuildProgress | str) -> None:
-    if isinstance(step, str):
-        report(step)

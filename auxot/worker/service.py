@@ -21,6 +21,7 @@ import trio
 
 from auxot.config import WorkerConfig
 from auxot.core.background import background
+from auxot.core.errors import ConfigError, LlamaError
 from auxot.core.link import LinkSettings, normalise_router_url
 from auxot.core.logs import get_logger
 from auxot.core.messages import Policy
@@ -37,6 +38,7 @@ from auxot.worker.llama.argv import LlamaSettings
 from auxot.worker.llama.binary import find_llama_server
 from auxot.worker.llama.http import parse_llama_url
 from auxot.worker.llama.server import open_llama
+from auxot.worker.llama.socket_folder import socket_in_folder
 from auxot.worker.machine import look_at_host
 from auxot.worker.prepare import Prepared, Supplies, prepare
 from auxot.worker.replica import READY_TIMEOUT_S, Care, Start
@@ -126,7 +128,7 @@ def worker_settings(config: WorkerConfig) -> WorkerSettings:
     """Turn the configuration into what the worker's parts take; everything that can be checked now is checked.
 
     Raises:
-        ConfigError: a router URL or a registry that is none.
+        ConfigError: a router URL or a registry that is none, or no folder for llama-server's socket.
         LlamaError: there is no llama-server, and none is to be downloaded.
     """
     link = LinkSettings(url=normalise_router_url(config.router_url), heartbeat_interval_s=config.heartbeat_interval_s)
@@ -175,6 +177,7 @@ def _preparer(config: WorkerConfig) -> Prepare:
 
 def _supplies(config: WorkerConfig) -> Supplies:
     """Gather what `prepare` needs; what is wrong with it now is found now."""
+    _require_socket_folder()
     if config.llama_binary is not None or config.llama_release == NO_RELEASE:
         find_llama_server(given=config.llama_binary, cache_dir=config.llama_cache_dir)
     return Supplies(
@@ -189,6 +192,14 @@ def _supplies(config: WorkerConfig) -> Supplies:
         cache_type=config.cache_type,
         replicas=config.replicas,
     )
+
+
+def _require_socket_folder() -> None:
+    try:
+        with socket_in_folder():
+            pass
+    except LlamaError as exc:  # nothing that another try would mend
+        raise ConfigError(str(exc)) from exc
 
 
 def _starts(config: WorkerConfig, prepared: Prepared, host: Host) -> tuple[LlamaSettings, ...]:

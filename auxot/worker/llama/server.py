@@ -17,8 +17,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
-import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
@@ -33,20 +31,21 @@ from auxot.core.background import background
 from auxot.core.errors import LlamaError
 from auxot.core.forwarded import PROBE_BODY, PROBES
 from auxot.core.logs import get_logger
+from auxot.core.models.entries import shards
 from auxot.worker.llama.argv import LlamaSettings, llama_argv, llama_environment
 from auxot.worker.llama.dial import want_of_memory
 from auxot.worker.llama.facts import LlamaFacts, read_facts
 from auxot.worker.llama.http import BrokenExchangeError, LlamaAddress, LlamaHttp
 from auxot.worker.llama.process import Child, run_child
+from auxot.worker.llama.socket_folder import socket_in_folder
 from auxot.worker.process_memory import oom_kills, resident_bytes
+from auxot.worker.progress import Loading
 
 REQUEST_TIMEOUT_S = 10.0  # for the small requests: a busy llama-server answers /props between two batches
 _HEALTH_TIMEOUT_S = 2.0
 _READY_POLL_S = 0.2
-_PROGRESS_LOG_S = 10.0
 _EXTERNAL_POLL_S = 5.0
 _EXTERNAL_FAILURES = 3  # so many unanswered polls in a row and an external server counts as gone
-_MAX_SOCKET_PATH = 100  # sun_path holds 104 bytes on macOS and 108 on Linux
 _CANNOT = (HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED)
 _TROUBLE = re.compile(r"error|fatal|abort|crash|failed|library not loaded|dyld", re.IGNORECASE)
 
@@ -64,7 +63,8 @@ class LlamaServer:
     http: LlamaHttp
     died: trio.Event = attrs.field(factory=trio.Event)
     child: Child | None = None
-    model_bytes: int = 0  # of the model's first file; to compare with what has been loaded
+    start_step: str = "waiting for the external llama-server"  # for people who watch it
+    model_bytes: int = 0  # of the model's files; to compare with what has been loaded
     _n_oom_kills: int = attrs.field(factory=oom_kills)  # of the machine, when this one was started
     _kill_reason: str = ""
     _doubted: trio.Event = attrs.field(factory=trio.Event)
@@ -95,16 +95,16 @@ class LlamaServer:
         Raises:
             LlamaError: it ended before; says why, as far as it told.
         """
-        started_at = reported_at = trio.current_time()
-        while not await is_healthy(self.http):
-            with trio.move_on_after(_READY_POLL_S):
-                await self.died.wait()
-            if self.died.is_set():
-                raise self._unready()
-            now = trio.current_time()
-            if now - reported_at >= _PROGRESS_LOG_S:
-                reported_at = now
-                self._report_loading(now - started_at)
+        with Loading(step=self.start_step, model_bytes=self.model_bytes) as loading:
+            while not await is_healthy(self.http):
+                with trio.move_on_after(_READY_POLL_S):
+                    await self.died.wait()
+                if self.died.is_set():
+                    raise self._unready()
+                loading.tell_loaded(self._resident_bytes)
+
+    def _resident_bytes(self) -> int:
+        return resident_bytes(self.child.pid) if self.child is not None else 0
 
     def _unready(self) -> LlamaError:
         reason = self._no_room()
@@ -119,13 +119,6 @@ class LlamaServer:
         if self.child.exit_status == signal.SIGKILL.name and oom_kills() > self._n_oom_kills:
             return "the kernel killed it for that"
         return want_of_memory(self.child.tail)
-
-    def _report_loading(self, waited_s: float) -> None:
-        """Log how far it is: of a mapped model the resident bytes grow with what has been read."""
-        resident = resident_bytes(self.child.pid) if self.child is not None else 0
-        _log.info(
-            "llama.loading", waited_ms=round(waited_s * 1000), resident_bytes=resident, model_bytes=self.model_bytes
-        )
 
     async def facts(self) -> LlamaFacts:
         """Ask what it serves.
@@ -174,8 +167,7 @@ async def llama_server(settings: LlamaSettings) -> AsyncGenerator[LlamaServer, N
     Raises:
         LlamaError: it cannot be started.
     """
-    with tempfile.TemporaryDirectory(prefix="auxot-llama-", dir=_short_temp_dir()) as folder:  # mode 0700
-        socket = Path(folder) / "llama.sock"
+    with socket_in_folder() as socket:
         argv = llama_argv(settings, socket)
         on_line = _log_line if settings.shows_output else _log_trouble
         _log.info("llama.starting", argv=argv)
@@ -184,7 +176,8 @@ async def llama_server(settings: LlamaSettings) -> AsyncGenerator[LlamaServer, N
             background() as server_nursery,
         ):
             http = LlamaHttp(LlamaAddress(socket=socket))
-            server = LlamaServer(http=http, child=child, model_bytes=_size(settings.model))
+            model = settings.model
+            server = LlamaServer(http=http, child=child, start_step=f"loading {model.name}", model_bytes=_size(model))
             server_nursery.start_soon(_report_exit, child, server)
             yield server
 
@@ -225,12 +218,6 @@ def last_words(child: Child) -> str:
     return f"{child.exit_status}: {telling[-1].strip()}" if telling else child.exit_status
 
 
-def _short_temp_dir() -> str | None:
-    """Return where to make the socket's folder: None for the usual place, or /tmp when its path is too long."""
-    usual = os.path.join(tempfile.gettempdir(), "auxot-llama-12345678", "llama.sock")  # noqa: PTH118
-    return "/tmp" if sys.platform != "win32" and len(os.fsencode(usual)) > _MAX_SOCKET_PATH else None  # noqa: S108
-
-
 async def _report_exit(child: Child, server: LlamaServer) -> None:
     await child.exited.wait()
     _log.error("llama.died", pid=child.pid, exit_status=child.exit_status, tail=list(child.tail)[-20:])
@@ -256,9 +243,10 @@ async def _watch_health(server: LlamaServer) -> None:
 
 
 def _size(path: Path) -> int:
+    """Return the bytes of a model's files, given the first."""
     try:
-        return path.stat().st_size
-    except OSError:  # llama-server will say so
+        return sum(path.with_name(name).stat().st_size for name in shards(path.name))
+    except (OSError, ValueError):  # llama-server will say so
         return 0
 
 
