@@ -39,6 +39,7 @@ from auxot.worker.seats import Seats, Station
 DEATH_GRACE_S = 2.0  # how long the jobs of a dead llama-server may take to say so
 READY_TIMEOUT_S = 600.0  # the original's; a large model on a slow disk takes minutes
 WEDGE_TIMEOUT_S = 300.0  # a batch of 512 tokens of a large model takes minutes on a slow processor
+SECOND_LOOK_S = 1.0  # after it was silent for too long
 MAX_GROWTH_BYTES = 12 * 10**9  # llama-server keeps up to 8 GiB of prompts by default
 
 Start = LlamaSettings | LlamaAddress
@@ -210,12 +211,26 @@ class Replica:
                 return max(grown.values())
 
     async def _kill_when_silent(self, server: LlamaServer, station: Station) -> None:
+        await self._wait_silence(station)
         limit_s = self._care.wedge_timeout_s
-        while (left_s := limit_s - station.pulse.silent_s(trio.current_time())) > 0:  # noqa: ASYNC110 - no polling
-            await trio.sleep(left_s)  # it cannot have been silent for too long before
         reason = f"it wrote nothing for {limit_s:g} s while jobs waited"
         self._log.error("llama.wedged", pid=server.pid, n_jobs=station.n_running, wedge_timeout_s=limit_s)
         server.kill(reason)
+
+    async def _wait_silence(self, station: Station) -> None:
+        """Return once it has been silent for too long.
+
+        Looked at twice: if both of us stood still (a frozen container, a machine that slept), the clock has gone on,
+        and what it wrote has not been read yet, or it had no time to write.
+        """
+
+        def left_s() -> float:
+            return self._care.wedge_timeout_s - station.pulse.silent_s(trio.current_time())
+
+        while left_s() > 0:
+            while (pause_s := left_s()) > 0:  # noqa: ASYNC110 - no polling
+                await trio.sleep(pause_s)  # it cannot have been silent for too long before
+            await trio.sleep(SECOND_LOOK_S)
 
     def _unready(self, exc: LlamaError) -> Death:
         self._log.error("llama.unready", reason=str(exc))

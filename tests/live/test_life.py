@@ -7,6 +7,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -14,6 +15,7 @@ import trio
 
 from auxot.config import WorkerConfig
 from auxot.core.errors import LlamaError
+from auxot.core.jobs import Job
 from auxot.core.messages import Complete, Config, Error, FinishMessage, Policy, PolicyUpdate, Token
 from auxot.demo.tiny_model import ANSWER, write_tiny_model
 from auxot.worker.llama.server import LlamaServer
@@ -90,9 +92,9 @@ async def test_a_llama_server_at_work_or_idle_does_not_hang(config: WorkerConfig
     servers: list[LlamaServer] = []
     care = Care(wedge_timeout_s=1)
     async with running(config, open_llama=partial(noting, servers), care=care, drain_grace_s=0.1) as worker:
-        await trio.sleep(1.5)
+        await trio.sleep(2.5)
         await worker.end.send(job("a", params=ENDLESS))
-        with trio.move_on_after(2.5):
+        with trio.move_on_after(3):
             async for message in worker.end.messages():
                 assert isinstance(message, Token) or not isinstance(message, Complete | Error)
         assert len(servers) == 1
@@ -296,8 +298,12 @@ async def test_a_model_that_cannot_be_loaded_gives_way_to_the_one_before(
 async def test_several_llama_servers_are_one_worker(config: WorkerConfig) -> None:
     """The slots of the second GPU are idle, or one dead llama-server takes the other's answers along."""
     servers: list[LlamaServer] = []
-    replicated = attrs.evolve(config, replicas=2)
-    async with running(replicated, open_llama=partial(noting, servers), drain_grace_s=0.1) as worker:
+    changes = {
+        "open_llama": partial(noting, servers),
+        "care": Care(restarts=RestartPolicy(first_delay_s=2)),  # who has two slots for a moment need not say so
+        "drain_grace_s": 0.1,
+    }
+    async with running(attrs.evolve(config, replicas=2), **changes) as worker:
         config_now = worker.end.hello
         assert config_now.capabilities is not None
         if config_now.capabilities.total_slots == 2:  # the second was not ready yet
@@ -326,6 +332,21 @@ async def news_of_a_death(end: RouterEnd) -> tuple[set[str | None], list[int]]:
         elif isinstance(message, Error) and message.code == "worker_lost":
             lost.add(message.job_id)
     return lost, totals
+
+
+async def test_a_prompt_that_is_too_long_is_refused_before_llama_server_is_asked(config: WorkerConfig) -> None:
+    """A prompt of known length costs llama-server's time to be refused, or waits behind others for that."""
+    servers: list[LlamaServer] = []
+    async with running(config, welcome=WELCOME, open_llama=partial(noting, servers)) as worker:
+        stop(servers[0])  # it could not answer
+        refused = error(await worker.answer(completion("a", [1] * 5000)))
+        assert (refused.code, refused.n_prompt_tokens, refused.n_ctx) == ("context_length_exceeded", 5000, 4096)
+        several = error(await worker.answer(completion("b", [[1] * 10, [1] * 4097])))
+        assert several.n_prompt_tokens == 4097
+
+
+def completion(job_id: str, prompt: list[Any]) -> Job:
+    return Job(job_id=job_id, messages=(), prompt=prompt)
 
 
 async def n_busy(server: LlamaServer) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -137,3 +138,31 @@ def test_a_job_outlives_a_llama_server_that_hangs(tmp_path: Path, tiny_model: Pa
         assert worker.wait_for("llama.wedged")["pid"] == llama
         assert answer.result().json()["choices"][0]["message"]["content"] == ANSWER
         assert "wrote nothing for 2 s" in house.router.wait_for("worker.quiet")["reason"]
+
+
+def test_a_worker_that_stood_still_does_not_blame_llama_server(
+    tmp_path: Path, tiny_model: Path, variables: dict[str, str]
+) -> None:
+    """A frozen container, or a machine that slept, costs the worker its llama-server and the answers in it."""
+    settings = {**variables, "AUXOT_MODEL_FILE": str(tiny_model), "AUXOT_WEDGE_TIMEOUT": "2s"}
+    endless = body(stream=True, ignore_eos=True, max_tokens=6000)
+    with (
+        running_router(tmp_path) as house,
+        running_worker(house, **settings) as worker,
+        house.client() as client,
+    ):
+        house.wait_health(workers=1)
+        (llama,) = children_of(worker.pid)
+        with client.stream("POST", OPENAI, json=endless) as response:
+            lines = response.iter_lines()
+            next(lines)
+            os.kill(llama, signal.SIGSTOP)
+            time.sleep(0.3)  # the worker reads what was written
+            os.kill(worker.pid, signal.SIGSTOP)
+            time.sleep(2.5)
+            os.kill(worker.pid, signal.SIGCONT)
+            time.sleep(0.3)  # it looks before llama-server has said a word
+            os.kill(llama, signal.SIGCONT)
+            assert "data: [DONE]" in lines
+        assert not [line for line in worker.log() if line["event"] == "llama.wedged"]
+        assert children_of(worker.pid) == [llama]
