@@ -298,7 +298,7 @@ async def test_a_model_that_cannot_be_loaded_gives_way_to_the_one_before(
 async def test_several_llama_servers_are_one_worker(config: WorkerConfig) -> None:
     """The slots of the second GPU are idle, or one dead llama-server takes the other's answers along."""
     servers: list[LlamaServer] = []
-    changes = {
+    changes: dict[str, Any] = {
         "open_llama": partial(noting, servers),
         "care": Care(restarts=RestartPolicy(first_delay_s=2)),  # who has two slots for a moment need not say so
         "drain_grace_s": 0.1,

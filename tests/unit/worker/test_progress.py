@@ -88,6 +88,7 @@ async def test_a_download_is_a_bar_on_a_terminal(autojump_clock: trio.abc.Clock)
     """Who starts a worker by hand waits for an hour and does not know for how long still."""
     with terminal() as seen, Progress() as report:
         report(fetched(2))
+        await trio.sleep(1)
     assert seen.shown == f"\r\x1b[K[{'#' * 15}{'.' * 15}] 2.0 GB/4.0 GB, 20.0 MB/s, downloading m.gguf\r\x1b[K"
 
 
@@ -95,6 +96,7 @@ async def test_a_build_is_a_bar_on_a_terminal(autojump_clock: trio.abc.Clock) ->
     """Who starts a worker by hand sees nothing for the minutes that a build takes."""
     with terminal() as seen, Progress() as report:
         report(BuildProgress(done=10, total=300, step="compiling"))
+        await trio.sleep(1)
     assert f"[#{'.' * 29}] 10/300 compiling llama-server" in seen.shown
 
 
@@ -110,4 +112,5 @@ async def test_what_is_not_known_is_no_bar(autojump_clock: trio.abc.Clock) -> No
     """An external llama-server, of whose model nobody knows the size, is shown as 0 of 0 bytes."""
     with terminal() as seen, Loading(step="waiting for the external llama-server", model_bytes=0) as loading:
         loading.tell_loaded(lambda: 0)
+        await trio.sleep(1)
     assert seen.shown == "\r\x1b[K0 s, waiting for the external llama-server\r\x1b[K"
