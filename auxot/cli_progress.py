@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Self
 
+from auxot.core.bars import draw_bar
 from auxot.core.sizes import show_bytes
 
 if TYPE_CHECKING:
     from auxot.worker.fetch.source import FetchProgress
     from auxot.worker.llama.build import BuildProgress
-
-BAR_CHARS = 30
 
 
 class Progress:
@@ -36,8 +35,7 @@ class Progress:
             return
         done, total, doing, amount = _figures(step)
         if self._is_terminal:
-            filled = BAR_CHARS * done // max(total, 1)
-            _write(f"\r[{'#' * filled}{'.' * (BAR_CHARS - filled)}] {amount} {doing}\x1b[K")
+            _write(f"\r{draw_bar(done, total)} {amount} {doing}\x1b[K")
             self._has_bar = True
         elif (told := (doing.partition(",")[0], 10 * done // max(total, 1))) != self._told:
             self._told = told

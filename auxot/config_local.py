@@ -175,6 +175,7 @@ class DoctorConfig:
     llama_binary: Path | None = attrs.field(default=None, metadata=_WORKER["llama_binary"].metadata)
     llama_release: str = attrs.field(default=LLAMA_RELEASE, metadata=_WORKER["llama_release"].metadata)
     llama_url: str | None = attrs.field(default=None, metadata=_WORKER["llama_url"].metadata)
+    replicas: int = attrs.field(default=0, metadata=_WORKER["replicas"].metadata)
     json: bool = attrs.field(
         default=False, metadata=knob(None, kinds.boolean(), flag="--json", help="tell it all as one JSON object")
     )

@@ -152,6 +152,31 @@ class WorkerConfig:
             help="layers to keep on the GPU; 0 or -1: llama-server's own choice",
         ),
     )
+    replicas: int = attrs.field(
+        default=0,
+        metadata=knob(
+            "AUXOT_REPLICAS",
+            kinds.integer_or_auto(64),
+            help="llama-servers on this host, each with the policy's slots; auto: one a GPU if the model fits on each",
+        ),
+    )
+    wedge_timeout_s: float = attrs.field(
+        default=300.0,
+        metadata=knob(
+            "AUXOT_WEDGE_TIMEOUT",
+            kinds.duration(1, 7 * DAY_S),
+            help="how long llama-server may write nothing while jobs wait, before it is killed and started again",
+        ),
+    )
+    max_growth: int = attrs.field(
+        default=12 * 10**9,
+        metadata=knob(
+            "AUXOT_MAX_GROWTH",
+            kinds.size(),
+            help="how much llama-server's memory, or that on its GPUs, may grow before it is replaced when its jobs "
+            "have finished; 0: as it likes",
+        ),
+    )
     log_level: Level = attrs.field(default=Level.INFO, metadata=LOG_LEVEL)
     debug: int = attrs.field(
         default=0,

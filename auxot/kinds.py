@@ -36,12 +36,14 @@ class Kind:
         allowed: what is allowed, completes "expected ...".
         metavar: the value's name in the help of a flag.
         bare: what a flag without a value means, as text; None: it needs one.
+        show: value to text; None: as `str` does it.
     """
 
     parse: Callable[[str], Any]
     allowed: str
     metavar: str
     bare: str | None = None
+    show: Callable[[Any], str] | None = None
 
 
 def text() -> Kind:
@@ -87,6 +89,17 @@ def integer(least: int, most: int, *, bare: str | None = None) -> Kind:
     return Kind(parse=parse, allowed=f"a whole number from {least} to {most}", metavar="N", bare=bare)
 
 
+def integer_or_auto(most: int) -> Kind:
+    """A whole number from 1; `auto` is 0."""
+    number = integer(1, most)
+    return Kind(
+        parse=lambda given: 0 if given.lower() == "auto" else number.parse(given),
+        show=lambda n: str(n or "auto"),
+        allowed=f"auto, or {number.allowed}",
+        metavar="auto|N",
+    )
+
+
 def duration(least_s: float, most_s: float) -> Kind:
     """A duration in Go's syntax, as seconds; the range includes its ends."""
     allowed = f"a duration such as 15s, 5m or 1h30m, from {show_duration(least_s)} to {show_duration(most_s)}"
@@ -95,7 +108,7 @@ def duration(least_s: float, most_s: float) -> Kind:
 
 def size() -> Kind:
     """A size in bytes, with or without a unit."""
-    return Kind(parse=parse_bytes, allowed="a size such as 24GB or 23.5GiB", metavar="SIZE")
+    return Kind(parse=parse_bytes, show=_show_size, allowed="a size such as 24GB or 23.5GiB", metavar="SIZE")
 
 
 def boolean() -> Kind:
@@ -160,6 +173,10 @@ def show_duration(seconds: float) -> str:
     hours, rest = divmod(seconds, 3600)
     minutes, rest = divmod(rest, 60)
     return "".join(f"{n:g}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (round(rest, 3), "s")) if n)
+
+
+def _show_size(n_bytes: int) -> str:
+    return f"{n_bytes // 10**9}GB" if n_bytes and n_bytes % 10**9 == 0 else str(n_bytes)
 
 
 def _parse_text(given: str) -> str:

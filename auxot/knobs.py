@@ -92,7 +92,7 @@ def rows(cls: type) -> Iterator[Row]:
     """Yield the table of a configuration class's settings, in order."""
     defaults = {field.name: field.default for field in attrs.fields(cls)}
     for name, one in knobs_of(cls).items():
-        default = "" if one.is_secret else _show(name, defaults[name])
+        default = "" if one.is_secret else _show(name, one, defaults[name])
         yield Row(name=name, variable=one.variable or "", flag=one.flag or "", default=default, help=one.help)
 
 
@@ -247,12 +247,14 @@ def _parse_dotenv(lines: str) -> dict[str, str]:
     return variables
 
 
-def _show(name: str, default: Any) -> str:
+def _show(name: str, one: Knob, default: Any) -> str:
     """Write a default as one would set it; those of functions and None say nothing."""
     if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # a class at run time, a function for mypy
         default = default.factory()
     if default is attrs.NOTHING or default in (None, ()):
         return ""
+    if one.kind.show is not None:
+        return one.kind.show(default)
     if name.endswith("_s"):
         return show_duration(default)
     if isinstance(default, Path):

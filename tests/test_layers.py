@@ -27,6 +27,7 @@ PURE = (
     "auxot.core.keys",  # hashing is CPU only; who waits for it does so in a thread
     "auxot.core.messages",
     "auxot.core.models*",
+    "auxot.core.prefixes",
     "auxot.core.protocol",
     "auxot.core.sites",
     "auxot.core.sizes",
@@ -43,12 +44,13 @@ PURE = (
     "auxot.router.models",
     "auxot.router.offer",
     "auxot.router.openapi*",
-    "auxot.router.prefixes",
     "auxot.router.quotas",
     "auxot.router.web_address",
     "auxot.units.launchd",
     "auxot.units.systemd",
     "auxot.units.unit",
+    "auxot.worker.llama.dial",
+    "auxot.worker.pulse",
     "auxot.worker.toolcalls",
 )
 NOT_IN_PURE = (

@@ -13,6 +13,9 @@ another process fills that same pipe in between.
 Secrets are the caller's duty; as a second line of defence fields with telling names are replaced, and so is every
 text that looks like a key, a bearer token, a key hash or the password of a URL.
 
+On a terminal one more line can stand below the log: how far something is (`show_below`). The next log line takes its
+place.
+
 Owner: the process. Loggers are values that share one sink, set by `configure`; all of it may be used from threads.
 """
 
@@ -36,6 +39,8 @@ import orjson
 
 MAX_LINE_BYTES = 64 * 1024  # a longer one is a mistake: its fields are left out
 MAX_TRACEBACK_CHARS = 16 * 1024  # the end is kept: it says what happened
+_CLEAR_LINE = b"\r\x1b[K"  # of the terminal: to its beginning, and away with what stands there
+_DEFAULT_COLUMNS = 80  # of a terminal that does not say
 _PIECE_BYTES = getattr(select, "PIPE_BUF", 512)  # 512: what POSIX guarantees
 
 _HIDDEN = "***"
@@ -131,6 +136,20 @@ def configure(*, level: Level = Level.INFO, stream: TextIO | None = None) -> Non
         root.addHandler(_LibraryHandler(logging.WARNING))
 
 
+def has_terminal() -> bool:
+    """Tell whether somebody sees the log as it is written, and what `show_below` shows."""
+    return _sink.terminal() is not None
+
+
+def show_below(text: str) -> None:
+    """Show a line below the log of a terminal, in place of the one before; elsewhere nothing. Never raises or waits.
+
+    Args:
+        text: of one line; what is wider than the terminal is cut off. "": no line.
+    """
+    _sink.show_below(text)
+
+
 class _Sink:
     """Where lines go. `_rest` is what the file has not taken yet, at most a line and a `log.dropped`."""
 
@@ -139,6 +158,7 @@ class _Sink:
         self._stream = stream
         self._rest = b""
         self._n_dropped = 0
+        self._has_line_below = False
         self._lock = threading.RLock()  # held for microseconds; re-entrant because a finalizer may log
 
     def write(self, line: bytes) -> None:
@@ -149,6 +169,31 @@ class _Sink:
             except (OSError, ValueError):  # the disk is full, the reader is gone, the stream is closed
                 self._rest = b""
                 self._n_dropped += 1
+
+    def terminal(self) -> int | None:
+        """Return the descriptor of the terminal that lines go to, None if it is none."""
+        try:
+            fd = _descriptor(self._stream or sys.stderr)
+        except ValueError:  # the stream is closed
+            return None
+        return fd if fd is not None and os.isatty(fd) else None
+
+    def show_below(self, text: str) -> None:
+        """Show a line below the log, or take it away."""
+        with self._lock:
+            try:
+                self._show_below(text)
+            except (OSError, ValueError):  # the terminal is gone
+                self._has_line_below = False
+
+    def _show_below(self, text: str) -> None:
+        fd = self.terminal()
+        if fd is None or self._rest or not (text or self._has_line_below) or not _is_writable(fd):
+            return
+        n_columns = os.get_terminal_size(fd).columns or _DEFAULT_COLUMNS
+        shown = text[: n_columns - 1].encode(errors="replace")  # a full line would begin another
+        os.write(fd, (_CLEAR_LINE + shown)[:_PIECE_BYTES])
+        self._has_line_below = bool(text)
 
     def _write(self, line: bytes) -> None:
         stream = self._stream or sys.stderr
@@ -165,6 +210,9 @@ class _Sink:
         if self._n_dropped:
             self._rest = _line(Level.WARNING, "log.dropped", {"n_lines": self._n_dropped})
             self._n_dropped = 0
+        if self._has_line_below:
+            self._rest = _CLEAR_LINE + self._rest
+            self._has_line_below = False
         self._rest += line
         self._flush(fd)
 

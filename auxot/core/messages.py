@@ -285,7 +285,11 @@ class Complete:
 
 @attrs.frozen(kw_only=True)
 class Error:
-    """Both ways: with a job id that job has failed; without one the sender is about to drop the connection."""
+    """Both ways: with a job id that job has failed; without one it is about the sender.
+
+    From the router, and from original workers, that means that the connection is about to be dropped. From our workers
+    with the code `unavailable`: no more jobs are taken; without a code (sent to our routers only): a word for the log.
+    """
 
     TYPE: ClassVar = "error"
     job_id: str | None = None

@@ -23,11 +23,11 @@ import trio
 from auxot.core.errors import ErrorCode, StoreError
 from auxot.core.jobs import Failed, Kind
 from auxot.core.messages import FEATURE_CONTINUE, FEATURE_OF_KIND
+from auxot.core.prefixes import NO_CHAIN, Chain, chain_of
 from auxot.router.claims import NO_ENTRY, Claims, is_from_queue
 from auxot.router.draft import LOST
 from auxot.router.job_meta import decode_meta
 from auxot.router.placement import Placement, Plan, Wish
-from auxot.router.prefixes import NO_CHAIN, Chain, chain_of
 from auxot.router.queue import ClaimedJob, JobQueue
 
 if TYPE_CHECKING:

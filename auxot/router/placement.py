@@ -16,8 +16,8 @@ from typing import Generic
 
 import attrs
 
+from auxot.core.prefixes import NO_CHAIN, Chain, Match, PrefixMap
 from auxot.router.fleet import Fleet, MemberT
-from auxot.router.prefixes import NO_CHAIN, Chain, Match, PrefixMap
 
 PREFIX = "prefix"
 LEAST_LOADED = "least-loaded"

@@ -28,8 +28,8 @@ from auxot.core.protocol import decode_job, encode
 from auxot.router.draft import LOST, Draft
 
 if TYPE_CHECKING:
+    from auxot.core.prefixes import Chain
     from auxot.router.admission import Place
-    from auxot.router.prefixes import Chain
 
 
 class Loss(enum.Enum):

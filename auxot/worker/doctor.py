@@ -24,6 +24,7 @@ from auxot.core.sizes import show_bytes
 from auxot.worker.devices import GIB, Device, DeviceKind, Host
 from auxot.worker.doctor_model import check_file, check_policy, room_at
 from auxot.worker.findings import Finding, Verdict
+from auxot.worker.groups import AUTO
 from auxot.worker.llama.binary import find_llama_server, llama_server_version
 from auxot.worker.llama.http import parse_llama_url
 from auxot.worker.llama.install import has_release
@@ -56,6 +57,7 @@ class Subject:
     llama_binary: Path | None
     llama_release: str
     llama_url: str | None
+    replicas: int = AUTO
 
 
 async def examine(subject: Subject, tell: Callable[[Finding], None]) -> bool:
@@ -140,6 +142,7 @@ def check_model(subject: Subject, policy: Policy | None, host: Host) -> Finding:
         memory_bytes=subject.memory,
         cache_type=subject.cache_type,
         models_dir=subject.models_dir,
+        replicas=subject.replicas,
     )
 
 

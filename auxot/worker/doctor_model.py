@@ -18,6 +18,7 @@ from auxot.worker.devices import Host
 from auxot.worker.fetch.models import folder_of, missing_files
 from auxot.worker.fetch.part_file import allocated_bytes
 from auxot.worker.findings import Finding, Verdict
+from auxot.worker.groups import AUTO
 from auxot.worker.machine import computing_gpus
 from auxot.worker.plan import Plan, make_plan, whole
 
@@ -41,7 +42,14 @@ def check_file(path: Path, host: Host) -> Finding:
 
 
 def check_policy(
-    policy: Policy, host: Host, *, registry_file: Path | None, memory_bytes: int, cache_type: str, models_dir: Path
+    policy: Policy,
+    host: Host,
+    *,
+    registry_file: Path | None,
+    memory_bytes: int,
+    cache_type: str,
+    models_dir: Path,
+    replicas: int = AUTO,
 ) -> Finding:
     """Look at the model that the router asks for; arguments as `make_plan`."""
     try:
@@ -52,6 +60,7 @@ def check_policy(
             model_path=None,
             memory_bytes=memory_bytes,
             cache_type=cache_type,
+            replicas=replicas,
         )
     except ConfigError as exc:
         return Finding("model", Verdict.FAIL, str(exc), "change AUXOT_MODEL or AUXOT_QUANTIZATION of the router")

@@ -8,7 +8,8 @@ has seen that): its own time limit, the death of llama-server and a fault in thi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import attrs
 import trio
@@ -17,33 +18,25 @@ from auxot.core.errors import ErrorCode, LinkError
 from auxot.core.jobs import Failed, Finished, Job, JobEvent, Kind
 from auxot.core.link import Link
 from auxot.core.logs import Logger
-from auxot.core.messages import FEATURE_DELTAS
+from auxot.core.messages import FEATURE_DELTAS, WorkerMessage
 from auxot.worker.llama.client import count_tokens, generate
 from auxot.worker.llama.forward import forward_request
-from auxot.worker.llama.http import LlamaHttp
-from auxot.worker.llama.request import chat_request, completion_request
+from auxot.worker.llama.request import chat_request, completion_request, too_long
 from auxot.worker.reply import Reply, error_message
-from auxot.worker.seats import Seat, Seats
+from auxot.worker.seats import Seat, Seats, Station
 
 
 @attrs.frozen(kw_only=True)
 class Workplace:
-    """Where jobs are run, as long as one llama-server lives.
+    """What all jobs of a worker share.
 
     Attributes:
-        http: the llama-server.
-        slot_ctx_tokens: context of one of its slots.
-        seats: the table that says who runs.
+        seats: the table that says who runs where.
         job_timeout_s: how long a job may take here.
-        on_loss: called when llama-server has broken an answer off, before the router is told: the job, and others,
-            would come back and fail as often as they may until somebody looks whether it is still there.
     """
 
-    http: LlamaHttp
-    slot_ctx_tokens: int
     seats: Seats
     job_timeout_s: float
-    on_loss: Callable[[], None] = lambda: None
 
 
 async def run_job(job: Job, *, seat: Seat, link: Link, workplace: Workplace, log: Logger) -> None:
@@ -94,6 +87,7 @@ class _Run:
     _reply: Reply = attrs.field(init=False)
     _started_at: float = attrs.field(init=False, factory=trio.current_time)
     _finished: Finished | None = attrs.field(init=False, default=None)
+    _is_waiting: bool = attrs.field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
         is_original = FEATURE_DELTAS not in self.link.ack.features
@@ -101,14 +95,24 @@ class _Run:
 
     async def stream(self) -> None:
         """Ask llama-server and send its answer as it comes."""
-        job, place = self.job, self.workplace
+        job, station = self.job, self.seat.station
         if job.forward is not None:
-            await forward_request(place.http, job.forward, deliver=self._deliver)
-        elif job.kind is Kind.COUNT:
-            await count_tokens(place.http, chat_request(job), deliver=self._deliver)
-        else:
-            request = chat_request(job) if job.kind is Kind.CHAT else completion_request(job)
-            await generate(place.http, request, deliver=self._deliver, slot_ctx_tokens=place.slot_ctx_tokens)
+            await forward_request(station.http, job.forward, deliver=self._deliver)
+            return
+        with self._waiting():
+            if job.kind is Kind.COUNT:
+                await count_tokens(station.http, chat_request(job), deliver=self._deliver)
+            else:
+                await self._generate(station)
+
+    async def _generate(self, station: Station) -> None:
+        job, ctx_tokens = self.job, station.facts.slot_ctx_tokens
+        failure = too_long(job, ctx_tokens)
+        if failure is not None:
+            await self._deliver([failure])
+            return
+        request = chat_request(job) if job.kind is Kind.CHAT else completion_request(job)
+        await generate(station.http, request, deliver=self._deliver, slot_ctx_tokens=ctx_tokens)
 
     async def fail(self, code: ErrorCode, message: str) -> None:
         """End the job with a failure, unless its end has been told already."""
@@ -139,8 +143,35 @@ class _Run:
         messages = [message for event in events for message in self._reply.messages(event, elapsed_ms=elapsed_ms)]
         if self._reply.is_ended:
             self._note_end(events[-1])
-        await self.link.send(*messages)
+        await self._send(messages)
         self.is_told = self._reply.is_ended
+
+    @contextmanager
+    def _waiting(self) -> Generator[None]:
+        """Count the time of the block as waiting for llama-server, but for that in `_send`.
+
+        Not that of forwarded requests: a batch of embeddings is computed without a word.
+        """
+        pulse = self.seat.station.pulse
+        self._is_waiting = True
+        pulse.wait(trio.current_time())
+        try:
+            yield
+        finally:
+            self._is_waiting = False
+            pulse.leave(trio.current_time())
+
+    async def _send(self, messages: list[WorkerMessage]) -> None:
+        """Send what llama-server has said; while the router keeps us waiting nobody waits for llama-server."""
+        pulse, now = self.seat.station.pulse, trio.current_time()
+        pulse.heard(now)
+        if self._is_waiting:
+            pulse.leave(now)
+        try:
+            await self.link.send(*messages)
+        finally:
+            if self._is_waiting:
+                pulse.wait(trio.current_time())
 
     def _note_end(self, event: JobEvent) -> None:
         """Free the slot before the terminal message goes out: the next job may come right after it."""
@@ -151,4 +182,4 @@ class _Run:
         elif isinstance(event, Failed):
             self.outcome = event.code.word
             if event.code is ErrorCode.WORKER_LOST:
-                self.workplace.on_loss()
+                self.seat.station.on_loss()

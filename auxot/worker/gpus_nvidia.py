@@ -31,6 +31,24 @@ def nvidia_gpus(machine: Machine, cpu: Device) -> tuple[tuple[Device, ...], tupl
         pynvml.nvmlShutdown()
 
 
+def process_bytes(pid: int) -> int:
+    """Return the memory that a process holds on all GPUs; 0 where the driver does not tell, as in most containers."""
+    import pynvml  # noqa: PLC0415 - as above
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        running = [one for handle in handles for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+        return sum(one.usedGpuMemory or 0 for one in running if one.pid == pid)
+    except pynvml.NVMLError:
+        return 0
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def _visible(handles: list[Any], wanted: str | None, nvml: Any) -> list[Any]:
     """Return the GPUs of CUDA_VISIBLE_DEVICES: indices or UUIDs, up to the first that is neither."""
     if wanted is None:

@@ -16,14 +16,15 @@ from auxot.core.models.entries import IMAGE_GENERATION, Registry, shards
 from auxot.core.models.fit import Need, Shape, fit, refusal
 from auxot.core.models.lookup import Choice, resolve, unknown_model
 from auxot.worker.devices import Host
-from auxot.worker.machine import model_memory
+from auxot.worker.groups import AUTO, Group, groups_of, smallest_room
+from auxot.worker.machine import computing_gpus, model_memory
 
 _MAX_SHOWN = 5
 
 
 @attrs.frozen(kw_only=True)
 class Measured:
-    """How a model fits: what it takes in the shape that is served, and how many bytes there are for it."""
+    """How a model fits: what one llama-server takes in the shape that is served, and how many bytes it can have."""
 
     need: Need
     memory_bytes: int
@@ -38,16 +39,25 @@ class Plan:
         shape: what is served of the wanted one.
         wanted: what the router asks for.
         measured: None where nobody knows: files of this machine, and hosts that do not tell their memory.
+        groups: of each llama-server the places of its GPUs; one without any takes what it finds.
     """
 
     model: Choice | Path
     shape: Shape
     wanted: Shape
     measured: Measured | None = None
+    groups: tuple[Group, ...] = ((),)
 
 
 def make_plan(
-    policy: Policy, host: Host, *, registry: Registry, model_path: Path | None, memory_bytes: int, cache_type: str
+    policy: Policy,
+    host: Host,
+    *,
+    registry: Registry,
+    model_path: Path | None,
+    memory_bytes: int,
+    cache_type: str,
+    replicas: int = AUTO,
 ) -> Plan:
     """Work out what of a policy this host serves.
 
@@ -58,23 +68,36 @@ def make_plan(
         model_path: the operator's file, in place of what the router asks for.
         memory_bytes: what the operator lets a model take; 0: what is free.
         cache_type: what the KV cache keeps its numbers in.
+        replicas: how many llama-servers; AUTO: one a GPU if the model, as it is asked for, fits on each, else one.
 
     Raises:
         ConfigError: the model is not known, or does not fit; says what would.
     """
     wanted = Shape(ctx_tokens=max(0, policy.context_size), slots=max(1, policy.max_parallelism), cache_type=cache_type)
+    gpus = computing_gpus(host)
+    groups = groups_of(len(gpus), replicas or 1)
     if model_path is not None:
-        return Plan(model=whole(model_path), shape=wanted, wanted=wanted)
+        return Plan(model=whole(model_path), shape=wanted, wanted=wanted, groups=groups)
     model = _resolved(registry, policy)
     memory = model_memory(host)
     if isinstance(model, Path) or (memory is None and not memory_bytes):
-        return Plan(model=model, shape=wanted, wanted=wanted)
+        return Plan(model=model, shape=wanted, wanted=wanted, groups=groups)
     room = memory_bytes or (memory.free_bytes if memory else 0)
+
+    def room_of_each(n: int) -> int:
+        return room // n if memory_bytes or n == 1 else smallest_room(gpus, n, room)
+
+    if replicas == AUTO and len(gpus) > 1 and fit(model, room_of_each(len(gpus)), wanted).shape == wanted:
+        groups = groups_of(len(gpus), len(gpus))
+    return _measured(registry, model, wanted, groups=groups, room=room_of_each(len(groups)))
+
+
+def _measured(registry: Registry, model: Choice, wanted: Shape, *, groups: tuple[Group, ...], room: int) -> Plan:
     outcome = fit(model, room, wanted)
     if outcome.shape is None:
         raise ConfigError(refusal(registry, model, room, wanted))
     measured = Measured(need=outcome.need, memory_bytes=room)
-    return Plan(model=model, shape=outcome.shape, wanted=wanted, measured=measured)
+    return Plan(model=model, shape=outcome.shape, wanted=wanted, measured=measured, groups=groups)
 
 
 def whole(path: Path) -> Path:

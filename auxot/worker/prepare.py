@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import attrs
-import trio
 
 from auxot.core.errors import LlamaError
 from auxot.core.logs import get_logger
@@ -17,18 +16,19 @@ from auxot.core.models.entries import Registry
 from auxot.core.models.fit import Shape, describe
 from auxot.core.sites import NO_RELEASE
 from auxot.worker.cache import mark_used
-from auxot.worker.devices import DeviceKind
+from auxot.worker.devices import DeviceKind, Host
 from auxot.worker.fetch.hub import Hub
 from auxot.worker.fetch.models import ModelPaths, fetch_model
 from auxot.worker.fetch.releases import Release
-from auxot.worker.fetch.source import FetchProgress, Report
+from auxot.worker.groups import AUTO, named
 from auxot.worker.llama.binary import find_llama_server
-from auxot.worker.llama.build import Backend, BuildProgress, build_llama_server
+from auxot.worker.llama.build import Backend, build_llama_server
+from auxot.worker.llama.devices import list_devices, names_of
 from auxot.worker.llama.install import has_release, install_llama_server
-from auxot.worker.machine import backend, look_at_host
+from auxot.worker.machine import backend, computing_gpus
 from auxot.worker.plan import Plan, make_plan
+from auxot.worker.progress import Progress
 
-_LOG_EVERY_S = 5.0
 _BUILDS = {DeviceKind.CUDA: Backend.CUDA, DeviceKind.VULKAN: Backend.VULKAN, DeviceKind.METAL: Backend.METAL}
 
 _log = get_logger()
@@ -46,6 +46,7 @@ class Supplies:
         hub, release: where they come from.
         memory_bytes: what a model may take; 0: what is free.
         cache_type: what the KV cache keeps its numbers in.
+        replicas: how many llama-servers; AUTO: worked out.
     """
 
     model_path: Path | None = None
@@ -57,28 +58,34 @@ class Supplies:
     release: Release
     memory_bytes: int = 0
     cache_type: str
+    replicas: int = AUTO
 
 
 @attrs.frozen(kw_only=True)
 class Prepared:
-    """What llama-server is started with."""
+    """What llama-servers are started with; `devices`: the GPUs of each, as it calls them."""
 
     binary: Path
     model: ModelPaths
     shape: Shape
+    devices: tuple[tuple[str, ...], ...] = ((),)
 
 
-async def prepare(supplies: Supplies, policy: Policy) -> Prepared:
+async def prepare(supplies: Supplies, policy: Policy, host: Host) -> Prepared:
     """Get everything ready that a policy takes; may download for hours.
 
     Cancel-safe: what has come stays, for the next try.
+
+    Args:
+        supplies: what there is.
+        policy: what the router asks for.
+        host: with what is free on it while no llama-server of ours runs.
 
     Raises:
         ConfigError: the model is not known, or does not fit; says what would.
         FetchError: something cannot be downloaded.
         LlamaError: there is no llama-server for this machine.
     """
-    host = await look_at_host()
     plan = make_plan(
         policy,
         host,
@@ -86,18 +93,17 @@ async def prepare(supplies: Supplies, policy: Policy) -> Prepared:
         model_path=supplies.model_path,
         memory_bytes=supplies.memory_bytes,
         cache_type=supplies.cache_type,
+        replicas=supplies.replicas,
     )
     _log_plan(plan)
-    report = log_report()
-    binary = await ensure_llama_server(supplies, backend(host), report)
-    if isinstance(plan.model, Path):
-        return Prepared(binary=binary, model=ModelPaths(model=plan.model), shape=plan.shape)
-    paths = await fetch_model(plan.model, models_dir=supplies.models_dir, hub=supplies.hub, report=report)
-    mark_used(paths.model)
-    return Prepared(binary=binary, model=paths, shape=plan.shape)
+    with Progress() as report:
+        binary = await ensure_llama_server(supplies, backend(host), report)
+        devices = await _devices(plan, host, binary)
+        paths = await _model(supplies, plan, report)
+    return Prepared(binary=binary, model=paths, shape=plan.shape, devices=devices)
 
 
-async def ensure_llama_server(supplies: Supplies, kind: DeviceKind, report: Report) -> Path:
+async def ensure_llama_server(supplies: Supplies, kind: DeviceKind, report: Progress) -> Path:
     """Return a llama-server: the one that is there, a release, or one built here where there is no release."""
     try:
         return find_llama_server(given=supplies.binary, cache_dir=supplies.llama_cache_dir)
@@ -111,31 +117,29 @@ async def ensure_llama_server(supplies: Supplies, kind: DeviceKind, report: Repo
     return await build_llama_server(
         cache_dir=supplies.llama_cache_dir,
         backend=_BUILDS.get(kind, Backend.CPU),
-        report=lambda step: _report_build(report, step),
+        report=report,
     )
 
 
-def log_report() -> Report:
-    """Return a report that goes to the log: each step, and every 5 s how far a download is."""
-    told_at = -_LOG_EVERY_S
+async def _model(supplies: Supplies, plan: Plan, report: Progress) -> ModelPaths:
+    """Return where the model is; downloads what is missing of it."""
+    if isinstance(plan.model, Path):
+        return ModelPaths(model=plan.model)
+    paths = await fetch_model(plan.model, models_dir=supplies.models_dir, hub=supplies.hub, report=report)
+    mark_used(paths.model)
+    return paths
 
-    def report(step: FetchProgress | str) -> None:
-        nonlocal told_at
-        now = trio.current_time()
-        if isinstance(step, str):
-            _log.info("prepare.step", message=step)
-        elif now - told_at >= _LOG_EVERY_S:
-            told_at = now
-            _log.info(
-                "fetch.progress",
-                file=step.name,
-                doing=step.doing,
-                done_bytes=step.done_bytes,
-                total_bytes=step.total_bytes,
-                bytes_per_s=round(step.bytes_per_s),
-            )
 
-    return report
+async def _devices(plan: Plan, host: Host, binary: Path) -> tuple[tuple[str, ...], ...]:
+    """Return the GPUs of each llama-server, as it calls them; one alone takes all that it finds."""
+    models = [gpu.name for gpu in computing_gpus(host)]
+    if len(plan.groups) == 1:
+        _log.info("model.spread", replicas=1, gpus=models)
+        return ((),)
+    names = names_of(await list_devices(binary), models) if models else ()
+    devices = named(plan.groups, names)
+    _log.info("model.spread", replicas=len(devices), gpus=models, devices=devices)
+    return devices
 
 
 def _log_plan(plan: Plan) -> None:
@@ -154,8 +158,3 @@ def _log_plan(plan: Plan) -> None:
         wanted_ctx_tokens=plan.wanted.ctx_tokens,
         wanted_slots=plan.wanted.slots,
     )
-
-
-def _report_build(report: Report, step: BuildProgress | str) -> None:
-    if isinstance(step, str):
-        report(step)

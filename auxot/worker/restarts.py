@@ -18,12 +18,14 @@ class RestartPolicy:
         max_deaths: the death that is one too many.
         within_s: deaths longer ago than this are forgiven.
         first_delay_s, max_delay_s: the pause before a restart; see `link.backoff_delays`.
+        quarantine_s: the pause after one death too many.
     """
 
     max_deaths: int = 5
     within_s: float = 600.0
     first_delay_s: float = 0.5
     max_delay_s: float = 30.0
+    quarantine_s: float = 600.0
 
 
 class DeathLog:

@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
 
 import attrs
 import trio
 
 from auxot.config import WorkerConfig
 from auxot.core.background import background
+from auxot.core.errors import ConfigError, LlamaError
 from auxot.core.link import LinkSettings, normalise_router_url
 from auxot.core.logs import get_logger
 from auxot.core.messages import Policy
@@ -29,14 +29,20 @@ from auxot.core.models.cache_types import DEFAULT_CACHE_TYPE
 from auxot.core.models.entries import load_registry
 from auxot.core.notify import Notifier, take_notifier
 from auxot.core.sites import NO_RELEASE
+from auxot.worker.crew import Prepare
+from auxot.worker.devices import Host
 from auxot.worker.fetch.hub import Hub
 from auxot.worker.fetch.releases import Release
+from auxot.worker.groups import start_of
 from auxot.worker.llama.argv import LlamaSettings
 from auxot.worker.llama.binary import find_llama_server
 from auxot.worker.llama.http import parse_llama_url
-from auxot.worker.llama.server import LlamaServer, external_llama, llama_server
+from auxot.worker.llama.server import open_llama
+from auxot.worker.llama.socket_folder import socket_in_folder
+from auxot.worker.machine import look_at_host
 from auxot.worker.prepare import Prepared, Supplies, prepare
-from auxot.worker.supervise import READY_TIMEOUT_S, Worker, WorkerSettings
+from auxot.worker.replica import READY_TIMEOUT_S, Care, Start
+from auxot.worker.supervise import Worker, WorkerSettings
 
 _SHOW_LLAMA_OUTPUT = 2  # the value of --debug
 
@@ -122,46 +128,56 @@ def worker_settings(config: WorkerConfig) -> WorkerSettings:
     """Turn the configuration into what the worker's parts take; everything that can be checked now is checked.
 
     Raises:
-        ConfigError: a router URL or a registry that is none.
+        ConfigError: a router URL or a registry that is none, or no folder for llama-server's socket.
         LlamaError: there is no llama-server, and none is to be downloaded.
     """
-    is_external = config.llama_url is not None
     link = LinkSettings(url=normalise_router_url(config.router_url), heartbeat_interval_s=config.heartbeat_interval_s)
     return WorkerSettings(
         link=link,
         gpu_key=config.gpu_key,
-        open_llama=_llama_opener(config),
-        is_external=is_external,
-        ready_timeout_s=math.inf if is_external else READY_TIMEOUT_S,
+        prepare=_preparer(config),
+        open_llama=open_llama,
+        care=_care(config),
         job_timeout_s=config.job_timeout_s,
         reconnect_delay_s=config.reconnect_delay_s,
         reconnect_max_delay_s=config.reconnect_max_delay_s,
     )
 
 
-def _llama_opener(config: WorkerConfig) -> Callable[[Policy], AbstractAsyncContextManager[LlamaServer]]:
-    """Return what opens the llama-server for a policy: an external one, or a process of ours."""
+def _care(config: WorkerConfig) -> Care:
+    return Care(
+        ready_timeout_s=math.inf if config.llama_url is not None else READY_TIMEOUT_S,
+        wedge_timeout_s=config.wedge_timeout_s,
+        max_growth_bytes=config.max_growth,
+        recycle_grace_s=config.job_timeout_s,
+    )
+
+
+def _preparer(config: WorkerConfig) -> Prepare:
+    """Return what gets everything ready for a policy: nothing for an external llama-server."""
     if config.llama_url is not None:
         address = parse_llama_url(config.llama_url)
-        return lambda _: external_llama(address)
+
+        async def use_external(_: Policy) -> tuple[Start, ...]:
+            await trio.lowlevel.checkpoint()
+            return (address,)
+
+        return use_external
     supplies = _supplies(config)
-    prepared: dict[Policy, Prepared] = {}  # of the policy that is served: a restart takes what the first start took
+    host: Host | None = None
 
-    @asynccontextmanager
-    async def open_llama(policy: Policy) -> AsyncGenerator[LlamaServer]:
-        if policy not in prepared:
-            fresh = await prepare(supplies, policy)
-            prepared.clear()
-            prepared[policy] = fresh
-        settings = _llama_settings(config, prepared[policy])
-        async with llama_server(settings, show_output=config.debug >= _SHOW_LLAMA_OUTPUT) as server:
-            yield server
+    async def get_ready(policy: Policy) -> tuple[Start, ...]:
+        nonlocal host  # as it is before the first llama-server: the next one gets the memory of the one before
+        host = host or await look_at_host()
+        prepared = await prepare(supplies, policy, host)
+        return _starts(config, prepared, host)
 
-    return open_llama
+    return get_ready
 
 
 def _supplies(config: WorkerConfig) -> Supplies:
     """Gather what `prepare` needs; what is wrong with it now is found now."""
+    _require_socket_folder()
     if config.llama_binary is not None or config.llama_release == NO_RELEASE:
         find_llama_server(given=config.llama_binary, cache_dir=config.llama_cache_dir)
     return Supplies(
@@ -174,7 +190,21 @@ def _supplies(config: WorkerConfig) -> Supplies:
         release=Release(tag=config.llama_release, site=config.llama_releases_url, token=config.github_token),
         memory_bytes=config.memory,
         cache_type=config.cache_type,
+        replicas=config.replicas,
     )
+
+
+def _require_socket_folder() -> None:
+    try:
+        with socket_in_folder():
+            pass
+    except LlamaError as exc:  # nothing that another try would mend
+        raise ConfigError(str(exc)) from exc
+
+
+def _starts(config: WorkerConfig, prepared: Prepared, host: Host) -> tuple[LlamaSettings, ...]:
+    settings, n_groups = _llama_settings(config, prepared), len(prepared.devices)
+    return tuple(start_of(settings, devices, n_groups=n_groups, n_cpus=host.n_cpus) for devices in prepared.devices)
 
 
 def _llama_settings(config: WorkerConfig, prepared: Prepared) -> LlamaSettings:
@@ -187,6 +217,7 @@ def _llama_settings(config: WorkerConfig, prepared: Prepared) -> LlamaSettings:
         threads=config.threads,
         gpu_layers=config.gpu_layers,
         cache_type="" if config.cache_type == DEFAULT_CACHE_TYPE else config.cache_type,
+        shows_output=config.debug >= _SHOW_LLAMA_OUTPUT,
     )
 
 

@@ -13,11 +13,14 @@ from auxot.core.link import Link, LinkSettings, open_link
 from auxot.core.messages import Error, Hello, Token
 from auxot.worker.connection import MAX_REFUSALS, Connection
 from auxot.worker.execute import Workplace
+from auxot.worker.llama.facts import LlamaFacts
 from auxot.worker.llama.http import LlamaHttp, parse_llama_url
-from auxot.worker.seats import Seats
-from tests.daemon.worker_harness import RouterEnd, job, stand_in_router
+from auxot.worker.seats import Seats, Station
+from tests.daemon.worker_harness import POLICY, RouterEnd, job, stand_in_router
 
 HELLO = Hello(gpu_key="adm_" + "k" * 43, worker_type="gpu")
+NO_SLOT = LlamaFacts(model="m", slot_ctx_tokens=1, slots=0)
+CAPABILITIES = NO_SLOT.capabilities(POLICY)
 HALF_MIB = 512 * 1024
 TIMEOUT_S = 30
 
@@ -31,8 +34,10 @@ async def held_up() -> AsyncGenerator[tuple[Link, RouterEnd, Connection]]:
             end.reads = trio.Event()
             await _fill(link)
             http = LlamaHttp(parse_llama_url("http://127.0.0.1:1"))  # never asked
-            workplace = Workplace(http=http, slot_ctx_tokens=1, seats=Seats(), job_timeout_s=1)
-            yield link, end, Connection(link, workplace)
+            seats = Seats()
+            seats.add(Station(name="0", http=http, facts=NO_SLOT))
+            workplace = Workplace(seats=seats, job_timeout_s=1)
+            yield link, end, Connection(link, workplace, capabilities=lambda: CAPABILITIES, on_policy=print)
 
 
 async def _fill(link: Link) -> None:
@@ -46,7 +51,7 @@ async def _fill(link: Link) -> None:
 async def test_a_surplus_job_is_refused_once_the_router_reads_again() -> None:
     """One job too many on a busy connection costs the worker the connection, and all of its running jobs."""
     async with held_up() as (link, end, connection), trio.open_nursery() as nursery:
-        nursery.start_soon(connection.run)
+        nursery.start_soon(connection.run, CAPABILITIES)
         await end.send(job("surplus"))
         await trio.sleep(0.1)
         end.reads.set()
@@ -63,7 +68,7 @@ async def test_a_router_that_only_sends_jobs_is_given_up() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_send_surplus, end)
             with pytest.raises(LinkError, match="does not read"):
-                await connection.run()
+                await connection.run(CAPABILITIES)
         end.reads.set()
 
 

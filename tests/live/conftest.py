@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from auxot.config import WorkerConfig
 from auxot.core.errors import LlamaError
 from auxot.demo.tiny_model import write_tiny_model
 from auxot.worker.llama.binary import default_cache_dir, find_llama_server
@@ -30,3 +31,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny_model") / "tiny.gguf"
     write_tiny_model(path)
     return path
+
+
+@pytest.fixture
+def config(llama_server_binary: Path, tiny_model: Path) -> WorkerConfig:
+    return WorkerConfig(
+        router_url="ws://127.0.0.1:1",
+        gpu_key="adm_" + "k" * 43,
+        model_path=tiny_model,
+        llama_binary=llama_server_binary,
+        reconnect_delay_s=0.1,
+        threads=1,  # several llama-servers on two cores: their threads would spin against each other
+        reconnect_max_delay_s=0.2,
+    )

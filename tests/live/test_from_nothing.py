@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -17,7 +19,16 @@ from auxot.core.sites import LLAMA_RELEASE
 from auxot.demo.tiny_model import ANSWER
 from auxot.worker.fetch.releases import variants_for
 from auxot.worker.machine import backend, look_at_host
-from tests.live.processes import Daemon, House, running_router, running_worker, wait_until
+from tests.live.processes import (
+    Daemon,
+    House,
+    children_of,
+    running_router,
+    running_worker,
+    started_daemon,
+    wait_until,
+    worker_variables,
+)
 from tests.unit.worker.fetch.site import Site, running_site
 
 MODEL = "Qwen3-0.6B"
@@ -154,3 +165,28 @@ def test_a_misspelt_model_is_told_with_the_nearest(tmp_path: Path) -> None:
         with running_worker(house, **bare(site, tmp_path)) as worker:
             assert worker.wait(60) == 2
             wait_until(lambda: "is Qwen3-Coder-30B-A3B or" in worker.log_path.read_text(), what="the nearest names")
+
+
+# Runs a program on a terminal of its own, and copies what it shows to standard output.
+ON_A_TERMINAL = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
+
+
+def test_on_a_terminal_the_worker_shows_how_far_it_is(
+    tmp_path: Path, llama_server_binary: Path, tiny_model: Path
+) -> None:
+    """Who starts a worker by hand sees lines of JSON, or nothing, for as long as model and llama-server take."""
+    files = {FILE: tiny_model.read_bytes()}
+    program = [sys.executable, "-c", ON_A_TERMINAL, str(Path(sys.executable).with_name("auxot-worker"))]
+    with site_in_a_thread(files=files) as site, running_router(tmp_path, **ROUTER) as house:
+        settings = {**bare(site, tmp_path), "AUXOT_LLAMA_BINARY": str(llama_server_binary)}
+        variables = worker_variables(f"ws://127.0.0.1:{house.port}", **settings)
+        with started_daemon(tmp_path, "worker", program, variables, stdin=subprocess.DEVNULL) as terminal:
+            house.wait_health(workers=1)
+            (worker,) = children_of(terminal.pid)
+            os.kill(worker, signal.SIGTERM)
+            assert terminal.wait(60) == 0
+    shown = terminal.log_path.read_bytes()
+    assert b"MB/s, downloading Qwen" in shown  # the rest of a line is cut off at 80 columns
+    assert b"0 s, loading Qwen3-0.6B" in shown
+    assert b"fetch.progress" not in shown
+    assert all(line.rpartition(b"\x1b[K")[2].startswith(b"{") for line in shown.split(b"\r\n") if line)

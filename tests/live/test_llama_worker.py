@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import attrs
-import pytest
 import trio
 
 from auxot.config import WorkerConfig
-from auxot.core.errors import LlamaError
-from auxot.core.jobs import Function, Job, Tool
+from auxot.core.jobs import Function, Tool
 from auxot.core.messages import (
     WORKER_FEATURES,
     Cancel,
@@ -24,106 +20,33 @@ from auxot.core.messages import (
     Config,
     Error,
     FinishMessage,
-    HelloAck,
     PromptProgressMessage,
-    Token,
     ToolCallDeltaMessage,
     ToolGenerating,
-    WorkerMessage,
 )
 from auxot.demo.tiny_model import ANSWER, N_ANSWER_TOKENS, THOUGHT, TOOL_ARGUMENTS, TOOL_NAME, TOOL_PARAMETERS
 from auxot.worker.llama.argv import LlamaSettings
 from auxot.worker.llama.server import LlamaServer, llama_server
-from auxot.worker.restarts import RestartPolicy
-from auxot.worker.service import serve, worker_settings
-from auxot.worker.supervise import Worker, WorkerSettings
+from auxot.worker.service import serve
 from tests.daemon.worker_harness import (
     ORIGINAL_WELCOME,
-    POLICY,
     WELCOME,
-    RouterEnd,
-    StandInRouter,
     job,
     stand_in_router,
 )
+from tests.live.in_process import (
+    ENDLESS,
+    TIMEOUT_S,
+    complete,
+    error,
+    noting,
+    running,
+    text_of,
+    until_token,
+)
 
-ENDLESS = {"ignore_eos": True, "chat_template_kwargs": {"enable_thinking": False}}
-LONG_POLICY = attrs.evolve(POLICY, context_size=131_072)
-LONG_WELCOME = attrs.evolve(WELCOME, policy=LONG_POLICY)
 WEATHER = Tool(function=Function(name=TOOL_NAME, parameters=TOOL_PARAMETERS))
 HOST = "127.0.0.1"
-TIMEOUT_S = 60
-
-
-@attrs.define(eq=False)
-class Running:
-    """A worker that serves, and the router's end of its connection."""
-
-    router: StandInRouter
-    end: RouterEnd
-    quiet: trio.Event
-    stopped: trio.Event
-
-    async def answer(self, one: Job) -> list[WorkerMessage]:
-        await self.end.send(one)
-        return await self.end.answer_to(one.job_id)
-
-
-@pytest.fixture
-def config(llama_server_binary: Path, tiny_model: Path) -> WorkerConfig:
-    return WorkerConfig(
-        router_url="ws://127.0.0.1:1",
-        gpu_key="adm_" + "k" * 43,
-        model_path=tiny_model,
-        llama_binary=llama_server_binary,
-        reconnect_delay_s=0.1,
-        threads=1,  # several llama-servers on two cores: their threads would spin against each other
-        reconnect_max_delay_s=0.2,
-    )
-
-
-@asynccontextmanager
-async def running(
-    config: WorkerConfig, *, welcome: HelloAck = LONG_WELCOME, **changes: Any
-) -> AsyncGenerator[Running, None]:
-    """Run a worker until the end of the block, then stop it in order."""
-    quiet, stopped = trio.Event(), trio.Event()
-    with trio.fail_after(TIMEOUT_S):
-        async with stand_in_router(lambda _: welcome) as router, trio.open_nursery() as nursery:
-            settings = attrs.evolve(worker_settings(attrs.evolve(config, router_url=router.url)), **changes)
-            nursery.start_soon(_work, settings, quiet, stopped)
-            end = await router.next_worker()
-            assert isinstance(await end.receive(), Config)
-            yield Running(router, end, quiet, stopped)
-            quiet.set()
-
-
-async def _work(settings: WorkerSettings, quiet: trio.Event, stopped: trio.Event) -> None:
-    worker = Worker(settings)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(worker.stop_on, quiet, nursery.cancel_scope)
-        await worker.run()
-        nursery.cancel_scope.cancel()
-    stopped.set()
-
-
-def text_of(messages: list[WorkerMessage], *, reasoning: bool = False) -> str:
-    return "".join(m.token for m in messages if isinstance(m, Token) and m.reasoning is reasoning)
-
-
-def complete(messages: list[WorkerMessage]) -> Complete:
-    assert isinstance(messages[-1], Complete), messages[-1]
-    return messages[-1]
-
-
-def error(messages: list[WorkerMessage]) -> Error:
-    assert isinstance(messages[-1], Error), messages[-1]
-    return messages[-1]
-
-
-async def until_token(end: RouterEnd, job_id: str) -> None:
-    while not isinstance(message := await end.receive(), Token) or message.job_id != job_id:
-        pass
 
 
 async def test_what_runs_is_announced(config: WorkerConfig) -> None:
@@ -216,7 +139,7 @@ async def test_slots_are_filled_and_not_overfilled(config: WorkerConfig) -> None
 async def test_cancel_stops_the_generation_and_frees_the_slot(config: WorkerConfig) -> None:
     """llama-server goes on generating for a client that left, or the router is told about a job it has forgotten."""
     servers: list[LlamaServer] = []
-    async with running(attrs.evolve(config), open_llama=partial(_noting, config, servers)) as worker:
+    async with running(attrs.evolve(config), open_llama=partial(noting, servers)) as worker:
         await worker.end.send(job("a", params=ENDLESS))
         await until_token(worker.end, "a")
         await worker.end.send(Cancel(job_id="a"))
@@ -241,7 +164,7 @@ async def test_time_limit_is_told(config: WorkerConfig) -> None:
 async def test_killed_llama_server_is_replaced(config: WorkerConfig) -> None:
     """A job whose llama-server was killed passes for answered, or the worker never serves again."""
     servers: list[LlamaServer] = []
-    async with running(config, open_llama=partial(_noting, config, servers)) as worker:
+    async with running(config, open_llama=partial(noting, servers)) as worker:
         await worker.end.send(job("a", params=ENDLESS))
         await until_token(worker.end, "a")
         assert servers[0].pid is not None
@@ -253,27 +176,6 @@ async def test_killed_llama_server_is_replaced(config: WorkerConfig) -> None:
         await again.send(job("b"))
         assert text_of(await again.answer_to("b")) == ANSWER
         assert len(servers) == 2
-
-
-async def test_llama_server_that_keeps_dying(config: WorkerConfig) -> None:
-    """A worker whose llama-server cannot live restarts it for ever and looks healthy."""
-    servers: list[LlamaServer] = []
-    restarts = RestartPolicy(max_deaths=2, first_delay_s=0.1, max_delay_s=0.2)
-    with trio.fail_after(TIMEOUT_S):
-        async with stand_in_router() as router, trio.open_nursery() as nursery:
-            settings = worker_settings(attrs.evolve(config, router_url=router.url))
-            worker = Worker(attrs.evolve(settings, restarts=restarts, open_llama=partial(_noting, config, servers)))
-
-            async def kill_each() -> None:
-                while True:
-                    await router.next_worker()
-                    os.kill(servers[-1].pid or 0, signal.SIGKILL)
-
-            nursery.start_soon(kill_each)
-            with pytest.raises(LlamaError, match="died 2 times in a row, at last with SIGKILL"):
-                await worker.run()
-            nursery.cancel_scope.cancel()
-    assert len(servers) == 2
 
 
 async def test_lost_link_cancels_its_jobs(config: WorkerConfig) -> None:
@@ -336,14 +238,6 @@ async def test_external_llama_server(config: WorkerConfig, llama_server_binary: 
             quiet.set()
             await end.closed.wait()
             nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def _noting(config: WorkerConfig, servers: list[LlamaServer], policy: Any) -> AsyncGenerator[LlamaServer, None]:
-    """Open the configured llama-server, and write it down."""
-    async with worker_settings(config).open_llama(policy) as server:
-        servers.append(server)
-        yield server
 
 
 def _forwarder(socket: Path) -> Callable[[trio.SocketStream], Awaitable[None]]:

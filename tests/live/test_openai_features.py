@@ -253,3 +253,13 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_reason(house, path, strea
     with house.client() as client:
         answer = client.post(path, json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_a_prompt_of_tokens_that_is_too_long_is_refused_with_the_numbers(house):
+    """A client that counts tokens itself would not learn by how many its prompt is too long."""
+    with house.client() as client:
+        answer = client.post("/v1/completions", json={"prompt": [1] * 20_000})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    message = answer.json()["error"]["message"]
+    assert "maximum context length is 16384 tokens" in message
+    assert "20000 tokens" in message

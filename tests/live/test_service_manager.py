@@ -130,6 +130,7 @@ def test_worker_is_ready_when_it_serves(manager, tmp_path, llama_server_binary, 
             said.append(message.get("STATUS", "starting"))
         assert [text for text in dict.fromkeys(said) if text != "starting"] == [
             "asking the router what to serve",
+            "getting llama-server and the model ready",
             "llama-server loads the model",
             "serving, 2 slots",
         ]

@@ -111,6 +111,9 @@ def test_worker_defaults_are_those_of_the_original(tmp_path, model):
         "job_timeout_s": 1800.0,
         "threads": 0,
         "gpu_layers": 9999,
+        "replicas": 0,
+        "wedge_timeout_s": 300.0,
+        "max_growth": 12_000_000_000,
         "log_level": Level.INFO,
         "debug": 0,
         "warnings": (),
@@ -225,6 +228,16 @@ def test_bad_value_names_variable_value_and_what_is_allowed(tmp_path, variable, 
     assert line.startswith(f"{variable}: expected {allowed}")
     assert repr(value)[:60] in line
     assert len(line) < 300
+
+
+@pytest.mark.parametrize(("given", "replicas"), [("auto", 0), ("AUTO", 0), ("1", 1), ("64", 64)])
+def test_replicas_are_a_number_or_worked_out(tmp_path, given, replicas, model):
+    """The word of the documentation is refused, or a number not taken."""
+    config = load_worker_config(["--model-path", str(model), "--replicas", given], WORKER_ENV, tmp_path)
+    assert config.replicas == replicas
+    for wrong in ("0", "65", "-1", "many"):
+        with pytest.raises(ConfigError, match="expected auto, or a whole number from 1 to 64"):
+            load_worker_config(["--model-path", str(model), "--replicas", wrong], WORKER_ENV, tmp_path)
 
 
 def test_bad_flag_names_the_flag(tmp_path):

@@ -33,6 +33,8 @@ class LlamaSettings:
         threads: CPU threads; 0: llama-server's choice.
         gpu_layers: how many layers go to the GPU; 0: llama-server's choice.
         cache_type: what the KV cache keeps its numbers in; "": llama-server's choice.
+        devices: the GPUs that it is to use, as it calls them; none: its choice.
+        shows_output: log all that it says (at level debug), not only what looks like trouble.
     """
 
     binary: Path
@@ -43,6 +45,8 @@ class LlamaSettings:
     threads: int = 0
     gpu_layers: int = 0
     cache_type: str = ""
+    devices: tuple[str, ...] = ()
+    shows_output: bool = False
 
 
 def llama_argv(settings: LlamaSettings, socket: Path) -> list[str]:
@@ -66,6 +70,8 @@ def llama_argv(settings: LlamaSettings, socket: Path) -> list[str]:
         argv += ["--threads", str(settings.threads)]
     if settings.gpu_layers > 0:
         argv += ["--n-gpu-layers", str(settings.gpu_layers)]
+    if settings.devices:
+        argv += ["--device", ",".join(settings.devices)]
     if settings.cache_type:
         argv += ["--cache-type-k", settings.cache_type, "--cache-type-v", settings.cache_type]
     return argv

@@ -40,8 +40,11 @@ class LlamaFacts:
     build: str = ""
 
     def capabilities(self, policy: Policy) -> Capabilities:
-        """Return what the worker announces: what runs here, and what the policy says the model can do."""
-        known = policy.capabilities
+        """Return what the worker announces: what runs here, and what the policy says the model can do.
+
+        But for images, which take a projector: that llama-server has one it says itself.
+        """
+        known = tuple(word for word in policy.capabilities if word != VISION or self.has_vision)
         own = [VISION] * self.has_vision + [word for word in self.abilities if word not in WORKER_FEATURES]
         extra = [word for word in own if word not in known]
         return Capabilities(

@@ -79,6 +79,10 @@ class Child:
             return "running"
         return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
+    def kill(self) -> None:
+        """Have it killed now, also if it is stopped or hangs; `exited` tells when it has gone."""
+        self._popen.kill()
+
     async def attend(self) -> None:
         """Read its output and wait for its end. Shielded: it ends because `stop` ends the process."""
         with self._attending:

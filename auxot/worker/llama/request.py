@@ -11,7 +11,8 @@ from typing import Any
 
 import attrs
 
-from auxot.core.jobs import ChatMessage, Job, Tool, ToolCall
+from auxot.core.errors import ErrorCode
+from auxot.core.jobs import ChatMessage, Failed, Job, Tool, ToolCall
 
 # Fields of the body that `params` cannot change: they are the job's own, or what reading the stream stands on.
 _OURS = frozenset(
@@ -63,6 +64,32 @@ def completion_request(job: Job) -> LlamaRequest:
     body = _body(job, prompt=job.prompt)
     path = "/v1/completions"
     return LlamaRequest(body=body, path=path, max_tokens=job.max_tokens, n_choices=_n_choices(job))
+
+
+def too_long(job: Job, slot_ctx_tokens: int) -> Failed | None:
+    """Return the failure of a prompt that cannot fit, where its length is certain: one that is given as token ids.
+
+    Of text nobody knows without the model's tokens, and llama-server itself refuses it before it computes anything.
+
+    Args:
+        job: what is to be generated.
+        slot_ctx_tokens: context of one slot.
+    """
+    n_tokens = max(map(_n_tokens, _prompts(job.prompt)), default=0)
+    if n_tokens <= slot_ctx_tokens:
+        return None
+    message = f"the prompt has {n_tokens} tokens, and the context of a slot has {slot_ctx_tokens}"
+    return Failed(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message, n_tokens, slot_ctx_tokens)
+
+
+def _prompts(prompt: Any) -> list[Any]:
+    """Return the prompts of a job, each a text or a list of token ids."""
+    is_several = isinstance(prompt, list) and any(isinstance(one, list) for one in prompt)
+    return prompt if is_several else [prompt]
+
+
+def _n_tokens(prompt: Any) -> int:
+    return len(prompt) if isinstance(prompt, list) and all(type(token) is int for token in prompt) else 0
 
 
 def _body(job: Job, **own: Any) -> dict[str, Any]:

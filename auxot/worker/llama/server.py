@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-import tempfile
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+import signal
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -32,33 +31,54 @@ from auxot.core.background import background
 from auxot.core.errors import LlamaError
 from auxot.core.forwarded import PROBE_BODY, PROBES
 from auxot.core.logs import get_logger
+from auxot.core.models.entries import shards
 from auxot.worker.llama.argv import LlamaSettings, llama_argv, llama_environment
+from auxot.worker.llama.dial import want_of_memory
 from auxot.worker.llama.facts import LlamaFacts, read_facts
 from auxot.worker.llama.http import BrokenExchangeError, LlamaAddress, LlamaHttp
 from auxot.worker.llama.process import Child, run_child
+from auxot.worker.llama.socket_folder import socket_in_folder
+from auxot.worker.process_memory import oom_kills, resident_bytes
+from auxot.worker.progress import Loading
 
 REQUEST_TIMEOUT_S = 10.0  # for the small requests: a busy llama-server answers /props between two batches
 _HEALTH_TIMEOUT_S = 2.0
 _READY_POLL_S = 0.2
-_PROGRESS_LOG_S = 10.0
 _EXTERNAL_POLL_S = 5.0
 _EXTERNAL_FAILURES = 3  # so many unanswered polls in a row and an external server counts as gone
-_MAX_SOCKET_PATH = 100  # sun_path holds 104 bytes on macOS and 108 on Linux
 _CANNOT = (HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED)
 _TROUBLE = re.compile(r"error|fatal|abort|crash|failed|library not loaded|dyld", re.IGNORECASE)
 
 _log = get_logger()
 
 
+class NoRoomError(LlamaError):
+    """llama-server ended because it got no memory for its slots and their context: a smaller shape may have room."""
+
+
 @attrs.define(kw_only=True)
 class LlamaServer:
-    """A llama-server. `http` speaks to it; `died` is set once it has gone; `pid` is None for an external one."""
+    """A llama-server. `http` speaks to it; `died` is set once it has gone; `child` is None for an external one."""
 
     http: LlamaHttp
     died: trio.Event = attrs.field(factory=trio.Event)
-    pid: int | None = None
-    _last_words: Callable[[], str] = attrs.field(default=str)
+    child: Child | None = None
+    start_step: str = "waiting for the external llama-server"  # for people who watch it
+    model_bytes: int = 0  # of the model's files; to compare with what has been loaded
+    _n_oom_kills: int = attrs.field(factory=oom_kills)  # of the machine, when this one was started
+    _kill_reason: str = ""
     _doubted: trio.Event = attrs.field(factory=trio.Event)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None for an external one."""
+        return self.child.pid if self.child is not None else None
+
+    def kill(self, reason: str) -> None:
+        """End our process at once, for a reason that `last_words` will tell; an external one is left alone."""
+        self._kill_reason = reason
+        if self.child is not None:
+            self.child.kill()
 
     def doubt(self) -> None:
         """Have an external server looked at now: it has broken off an answer. Ours is watched by the system."""
@@ -75,16 +95,30 @@ class LlamaServer:
         Raises:
             LlamaError: it ended before; says why, as far as it told.
         """
-        started_at = reported_at = trio.current_time()
-        while not await is_healthy(self.http):
-            with trio.move_on_after(_READY_POLL_S):
-                await self.died.wait()
-            if self.died.is_set():
-                raise LlamaError(f"llama-server ended before it was ready: {self.last_words()}")
-            now = trio.current_time()
-            if now - reported_at >= _PROGRESS_LOG_S:
-                reported_at = now
-                _log.info("llama.loading", waited_ms=round((now - started_at) * 1000))
+        with Loading(step=self.start_step, model_bytes=self.model_bytes) as loading:
+            while not await is_healthy(self.http):
+                with trio.move_on_after(_READY_POLL_S):
+                    await self.died.wait()
+                if self.died.is_set():
+                    raise self._unready()
+                loading.tell_loaded(self._resident_bytes)
+
+    def _resident_bytes(self) -> int:
+        return resident_bytes(self.child.pid) if self.child is not None else 0
+
+    def _unready(self) -> LlamaError:
+        reason = self._no_room()
+        if reason:
+            return NoRoomError(f"llama-server got no memory: {reason}")
+        return LlamaError(f"llama-server ended before it was ready: {self.last_words()}")
+
+    def _no_room(self) -> str:
+        """Return how it ended for want of memory: it said so, or the kernel killed it for that; "" if it did not."""
+        if self.child is None or self._kill_reason:
+            return ""
+        if self.child.exit_status == signal.SIGKILL.name and oom_kills() > self._n_oom_kills:
+            return "the kernel killed it for that"
+        return want_of_memory(self.child.tail)
 
     async def facts(self) -> LlamaFacts:
         """Ask what it serves.
@@ -98,7 +132,9 @@ class LlamaServer:
 
     def last_words(self) -> str:
         """Return how it ended and the line of its output that most likely says why."""
-        return self._last_words() or "no reason known"
+        if self._kill_reason:
+            return self._kill_reason
+        return last_words(self.child) if self.child is not None else "the external llama-server does not answer"
 
     async def _has(self, path: str) -> bool:
         """Tell whether an endpoint would do its work, without having any done."""
@@ -122,27 +158,26 @@ class LlamaServer:
 
 
 @asynccontextmanager
-async def llama_server(settings: LlamaSettings, *, show_output: bool = False) -> AsyncGenerator[LlamaServer, None]:
+async def llama_server(settings: LlamaSettings) -> AsyncGenerator[LlamaServer, None]:
     """Start a llama-server, which lives as long as the block; it is not ready yet.
 
     Args:
         settings: what to serve.
-        show_output: log all that it says (at level debug), not only what looks like trouble.
 
     Raises:
         LlamaError: it cannot be started.
     """
-    with tempfile.TemporaryDirectory(prefix="auxot-llama-", dir=_short_temp_dir()) as folder:  # mode 0700
-        socket = Path(folder) / "llama.sock"
+    with socket_in_folder() as socket:
         argv = llama_argv(settings, socket)
-        on_line = _log_line if show_output else _log_trouble
+        on_line = _log_line if settings.shows_output else _log_trouble
         _log.info("llama.starting", argv=argv)
         async with (
             run_child(argv, environ=llama_environment(os.environ), on_line=on_line) as child,
             background() as server_nursery,
         ):
             http = LlamaHttp(LlamaAddress(socket=socket))
-            server = LlamaServer(http=http, pid=child.pid, last_words=lambda: last_words(child))
+            model = settings.model
+            server = LlamaServer(http=http, child=child, start_step=f"loading {model.name}", model_bytes=_size(model))
             server_nursery.start_soon(_report_exit, child, server)
             yield server
 
@@ -155,9 +190,14 @@ async def external_llama(address: LlamaAddress) -> AsyncGenerator[LlamaServer, N
         address: where it listens.
     """
     async with background() as server_nursery:
-        server = LlamaServer(http=LlamaHttp(address), last_words=lambda: "the external llama-server does not answer")
+        server = LlamaServer(http=LlamaHttp(address))
         server_nursery.start_soon(_watch_health, server)
         yield server
+
+
+def open_llama(start: LlamaSettings | LlamaAddress) -> AbstractAsyncContextManager[LlamaServer]:
+    """Start a llama-server of ours, or use one that runs elsewhere."""
+    return external_llama(start) if isinstance(start, LlamaAddress) else llama_server(start)
 
 
 async def is_healthy(http: LlamaHttp) -> bool:
@@ -176,12 +216,6 @@ def last_words(child: Child) -> str:
     lines: Sequence[str] = [line for line in child.tail if line.strip()]
     telling = [line for line in lines if _TROUBLE.search(line)] or lines
     return f"{child.exit_status}: {telling[-1].strip()}" if telling else child.exit_status
-
-
-def _short_temp_dir() -> str | None:
-    """Return where to make the socket's folder: None for the usual place, or /tmp when its path is too long."""
-    usual = os.path.join(tempfile.gettempdir(), "auxot-llama-12345678", "llama.sock")  # noqa: PTH118
-    return "/tmp" if sys.platform != "win32" and len(os.fsencode(usual)) > _MAX_SOCKET_PATH else None  # noqa: S108
 
 
 async def _report_exit(child: Child, server: LlamaServer) -> None:
@@ -206,6 +240,14 @@ async def _watch_health(server: LlamaServer) -> None:
         is_doubted = not pause.cancelled_caught
     _log.error("llama.died", reason=server.last_words())
     server.died.set()
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a model's files, given the first."""
+    try:
+        return sum(path.with_name(name).stat().st_size for name in shards(path.name))
+    except (OSError, ValueError):  # llama-server will say so
+        return 0
 
 
 def _log_trouble(line: str) -> None:

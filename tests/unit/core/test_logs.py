@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import logging
 import os
+import pty
 import re
+import struct
+import termios
 import threading
 from datetime import UTC, datetime
 
@@ -36,6 +41,29 @@ def pipe():
         yield writer, read_fd
         logs.configure()
     os.close(read_fd)
+
+
+@pytest.fixture
+def terminal():
+    """A terminal of 40 columns that the log goes to: what is read here is what it was sent."""
+    read_fd, fd = pty.openpty()
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("4H", 24, 40, 0, 0))
+    with os.fdopen(fd, "w") as screen:
+        logs.configure(stream=screen)
+        yield screen, read_fd
+        logs.configure()
+    os.close(read_fd)
+
+
+def shown_on(terminal):
+    """Return all that a terminal was sent; it is closed, for what is sent arrives a moment later."""
+    screen, read_fd = terminal
+    screen.close()
+    pieces = []
+    with contextlib.suppress(OSError):  # as a terminal tells its end
+        while piece := os.read(read_fd, 65536):
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 def lines(stream):
@@ -266,6 +294,8 @@ def test_closed_stream_is_survived():
     text.close()
     logs.configure(stream=text)
     get_logger().info("x")
+    logs.show_below("x")
+    assert not logs.has_terminal()
     logs.configure()
 
 
@@ -315,3 +345,37 @@ def test_bad_format_of_a_library_is_survived(stream):
     (handler,) = [one for one in logging.getLogger().handlers if type(one).__module__ == logs.__name__]
     handler.emit(logging.LogRecord("some.library", logging.ERROR, "file", 1, "bad format %d", ("text",), None))
     assert "bad format %d" in lines(stream)[0]["message"]
+
+
+def test_a_line_below_the_log_gives_way_to_the_next_line(terminal):
+    """Bars and log lines are written into each other, and nobody can read either."""
+    assert logs.has_terminal()
+    logs.show_below("half done")
+    get_logger().info("x")
+    get_logger().info("y")
+    assert re.split(rb"\{.*?\}", shown_on(terminal)) == [b"\r\x1b[Khalf done\r\x1b[K", b"\r\n", b"\r\n"]
+
+
+def test_a_line_below_the_log_fits_the_terminal(terminal):
+    """A line that is wider than the terminal is never taken away again."""
+    logs.show_below("x" * 100)
+    logs.show_below("")
+    logs.show_below("")
+    assert shown_on(terminal) == b"\r\x1b[K" + b"x" * 39 + b"\r\x1b[K"
+
+
+def test_nothing_is_shown_below_a_log_that_is_no_terminal(pipe):
+    """A log file is full of bars."""
+    _, read_fd = pipe
+    assert not logs.has_terminal()
+    logs.show_below("half done")
+    assert drain(read_fd) == b""
+
+
+def test_a_terminal_that_went_away_is_survived(terminal):
+    """The user closes the window, and the worker crashes at the next bar."""
+    null_fd = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null_fd, terminal[1])  # closes the terminal's other end
+    os.close(null_fd)
+    logs.show_below("half done")
+    logs.show_below("")

@@ -2,10 +2,10 @@ import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from auxot.core.prefixes import Chain
 from auxot.router.bell import Bell
 from auxot.router.fleet import Fleet
 from auxot.router.placement import LEAST_LOADED, MIN_GAIN_BYTES, PREFIX, Placement, Wish
-from auxot.router.prefixes import Chain
 
 
 @attrs.define(eq=False)

@@ -11,6 +11,7 @@ from auxot.core.models.entries import packaged_registry
 from auxot.core.sites import NO_RELEASE
 from auxot.worker.fetch.hub import Hub
 from auxot.worker.fetch.releases import Release
+from auxot.worker.machine import look_at_host
 from auxot.worker.prepare import Prepared, Supplies, prepare
 
 
@@ -33,7 +34,7 @@ async def prepared(tmp_path: Path, model: str, **fields: Any) -> Prepared:
         **fields,
     }
     policy = Policy(model_name=model, quantization="", context_size=4096, max_parallelism=3)
-    return await prepare(Supplies(**settings), policy)
+    return await prepare(Supplies(**settings), policy, await look_at_host())
 
 
 async def test_a_file_of_the_operator_goes_before_the_policy(tmp_path: Path, binary: Path) -> None:

@@ -27,7 +27,7 @@ def test_thinking_is_left_on() -> None:
 def test_optional_flags_only_when_set() -> None:
     """A flag is passed with a value that llama-server does not take, or a setting is not passed."""
     bare = llama_argv(SETTINGS, Path("/tmp/l.sock"))
-    assert not {"--threads", "--n-gpu-layers", "--mmproj"} & set(bare)
+    assert not {"--threads", "--n-gpu-layers", "--mmproj", "--device"} & set(bare)
     full = LlamaSettings(
         binary=Path("l"),
         model=Path("m"),
@@ -36,9 +36,11 @@ def test_optional_flags_only_when_set() -> None:
         mmproj=Path("p"),
         threads=4,
         gpu_layers=99,
+        devices=("CUDA0", "CUDA2"),
     )
     argv = llama_argv(full, Path("/tmp/l.sock"))
     assert (flag(argv, "--mmproj"), flag(argv, "--threads"), flag(argv, "--n-gpu-layers")) == ("p", "4", "99")
+    assert flag(argv, "--device") == "CUDA0,CUDA2"
 
 
 def test_secrets_do_not_reach_the_process() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,3 +84,11 @@ def test_any_answer_gives_usable_facts(props: dict[str, Any], models: dict[str, 
     facts = read_facts(props, models)
     assert facts.slots >= 1
     assert facts.slot_ctx_tokens >= 1
+
+
+def test_a_model_without_its_projector_does_not_see() -> None:
+    """A worker takes images because the router believes that its model can see, and fails each of them."""
+    policy = attrs.evolve(POLICY, capabilities=("chat", "vision"))
+    assert read_facts(PROPS, MODELS).capabilities(policy).model_capabilities == ("chat", "vision")
+    blind = {**PROPS, "modalities": {"vision": False}}
+    assert read_facts(blind, MODELS).capabilities(policy).model_capabilities == ("chat",)

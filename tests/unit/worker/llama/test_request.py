@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from auxot.core.errors import ErrorCode
 from auxot.core.jobs import ChatMessage, Function, FunctionCall, Job, Tool, ToolCall
-from auxot.worker.llama.request import chat_request, completion_request
+from auxot.worker.llama.request import chat_request, completion_request, too_long
 
 USER = ChatMessage(role="user", content="Hi")
 SCHEMA = {
@@ -113,3 +114,13 @@ def test_prefill_is_the_text_of_a_last_assistant_message() -> None:
     parts = [{"type": "text", "text": "An"}, {"type": "text", "text": "d"}]
     assert chat_request(job(USER, ChatMessage(role="assistant", content=parts))).prefill == "And"
     assert chat_request(job()).prefill == ""
+
+
+def test_a_prompt_of_known_length_is_refused_with_the_numbers() -> None:
+    """A prompt that cannot fit is sent to llama-server, or one that fits is refused."""
+    failure = too_long(Job(job_id="j", messages=(), prompt=list(range(101))), 100)
+    assert failure is not None
+    assert (failure.code, failure.n_prompt_tokens, failure.n_ctx) == (ErrorCode.CONTEXT_LENGTH_EXCEEDED, 101, 100)
+    assert too_long(Job(job_id="j", messages=(), prompt=[[1, 2], list(range(101))]), 100) == failure
+    for prompt in (list(range(100)), [list(range(100)), "x" * 101], "x" * 1000, ["x" * 1000], None):
+        assert too_long(Job(job_id="j", messages=(), prompt=prompt), 100) is None

@@ -20,6 +20,8 @@ begin alike would crowd into the cache of one worker, on a quiet day; so, each w
 
 What is remembered is bounded: MAX_NODES hashes (oldest go first, and of a prompt its end before its beginning), each
 with its MAX_HOLDERS latest workers. Those that have gone are not looked for: no worker gets an id twice.
+
+A router keeps such a map of its workers, and a worker with several llama-servers one of them.
 """
 
 from __future__ import annotations
@@ -162,7 +164,7 @@ def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:
 
 @attrs.define(eq=False, kw_only=True)
 class PrefixMap:
-    """The prompts in the workers' caches, as far as this router knows."""
+    """The prompts in the workers' caches, as far as this process knows."""
 
     max_nodes: int = MAX_NODES
     _holders: OrderedDict[int, dict[str, None]] = attrs.field(factory=OrderedDict)

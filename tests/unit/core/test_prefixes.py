@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from auxot.core import prefixes
 from auxot.core.jobs import ChatMessage, Function, FunctionCall, Job, Tool, ToolCall
+from auxot.core.prefixes import Chain, PrefixMap, chain_of
 from auxot.core.protocol import encode
-from auxot.router import prefixes
-from auxot.router.prefixes import Chain, PrefixMap, chain_of
 
 SYSTEM = ChatMessage(role="system", content="be brief")
 TURNS = (
