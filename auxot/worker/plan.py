@@ -1,22 +1,28 @@
 """From the router's policy to what is to be served on this host: which model, and does it fit.
 
-A file that the operator gives goes before everything, and is not measured: llama-server itself adjusts to memory.
+A file that the operator gives goes before everything; its header says what it takes. It may take all memory that there
+is, not only what is free, and that of the processor beside the GPUs': whoever gives a file may know better.
+
 A start and `auxot-worker doctor` both ask here, so that they say the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 
 from auxot.core.errors import ConfigError
 from auxot.core.messages import Policy
-from auxot.core.models.entries import IMAGE_GENERATION, Registry, shards
+from auxot.core.models.entries import Registry
 from auxot.core.models.fit import Need, Shape, fit, refusal
+from auxot.core.models.gguf import GgufError
 from auxot.core.models.lookup import Choice, resolve, unknown_model
+from auxot.core.models.rows import IMAGE_GENERATION, shards
 from auxot.worker.devices import Host
-from auxot.worker.machine import model_memory
+from auxot.worker.local_model import choice_of_file, completed
+from auxot.worker.machine import all_memory, model_memory
 
 _MAX_SHOWN = 5
 
@@ -37,7 +43,7 @@ class Plan:
         model: of the registry or of a site; or a file on this machine, all parts of which are there.
         shape: what is served of the wanted one.
         wanted: what the router asks for.
-        measured: None where nobody knows: files of this machine, and hosts that do not tell their memory.
+        measured: None where nobody knows: files that cannot be read, and hosts that do not tell their memory.
     """
 
     model: Choice | Path
@@ -49,7 +55,7 @@ class Plan:
 def make_plan(
     policy: Policy, host: Host, *, registry: Registry, model_path: Path | None, memory_bytes: int, cache_type: str
 ) -> Plan:
-    """Work out what of a policy this host serves.
+    """Work out what of a policy this host serves; reads the header of a file of the operator's.
 
     Args:
         policy: what the router asks for.
@@ -63,18 +69,56 @@ def make_plan(
         ConfigError: the model is not known, or does not fit; says what would.
     """
     wanted = Shape(ctx_tokens=max(0, policy.context_size), slots=max(1, policy.max_parallelism), cache_type=cache_type)
-    if model_path is not None:
-        return Plan(model=whole(model_path), shape=wanted, wanted=wanted)
-    model = _resolved(registry, policy)
+    model = whole(model_path) if model_path is not None else _resolved(registry, policy)
+    rooms = _rooms(host, memory_bytes, is_own=isinstance(model, Path))
+    return _fitted(model, wanted, rooms, registry)
+
+
+def refitted(plan: Plan, path: Path, host: Host, *, registry: Registry, memory_bytes: int) -> Plan:
+    """Return the plan for a model that has come meanwhile; it changes only if the registry did not know its cache.
+
+    Args:
+        plan: made before the download.
+        path: the model's file.
+        host: with what is free on it now.
+        registry: of models.
+        memory_bytes: what the operator lets a model take; 0: what is free.
+
+    Raises:
+        ConfigError: it does not fit, as is known only now.
+    """
+    if isinstance(plan.model, Path) or plan.model.model.attention is not None:
+        return plan
+    rooms = _rooms(host, memory_bytes, is_own=False)
+    return _fitted(completed(plan.model, path), plan.wanted, rooms, registry)
+
+
+def _rooms(host: Host, memory_bytes: int, *, is_own: bool) -> list[int]:
+    """Return the bytes that a model may take, the best first; none if nobody knows."""
     memory = model_memory(host)
-    if isinstance(model, Path) or (memory is None and not memory_bytes):
+    if memory_bytes or memory is None:
+        return [memory_bytes] if memory_bytes else []
+    return [memory.free_bytes, *([all_memory(host)] if is_own else [])]
+
+
+def _fitted(model: Choice | Path, wanted: Shape, rooms: Sequence[int], registry: Registry) -> Plan:
+    choice = _readable(model) if isinstance(model, Path) else model
+    if choice is None or not rooms:
         return Plan(model=model, shape=wanted, wanted=wanted)
-    room = memory_bytes or (memory.free_bytes if memory else 0)
-    outcome = fit(model, room, wanted)
-    if outcome.shape is None:
-        raise ConfigError(refusal(registry, model, room, wanted))
-    measured = Measured(need=outcome.need, memory_bytes=room)
-    return Plan(model=model, shape=outcome.shape, wanted=wanted, measured=measured)
+    for room in rooms:
+        outcome = fit(choice, room, wanted)
+        if outcome.shape is not None:
+            measured = Measured(need=outcome.need, memory_bytes=room)
+            return Plan(model=model, shape=outcome.shape, wanted=wanted, measured=measured)
+    raise ConfigError(refusal(registry, choice, rooms[-1], wanted))
+
+
+def _readable(path: Path) -> Choice | None:
+    """Return what a file holds; None if that cannot be read: llama-server will say what is wrong with it."""
+    try:
+        return choice_of_file(path)
+    except (GgufError, OSError):
+        return None
 
 
 def whole(path: Path) -> Path:

@@ -5,6 +5,7 @@ plan -> llama-server: found, or a release, or built -> the model's files: found,
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -15,9 +16,10 @@ from auxot.core.logs import get_logger
 from auxot.core.messages import Policy
 from auxot.core.models.entries import Registry
 from auxot.core.models.fit import Shape, describe
+from auxot.core.models.lookup import Choice
 from auxot.core.sites import NO_RELEASE
 from auxot.worker.cache import mark_used
-from auxot.worker.devices import DeviceKind
+from auxot.worker.devices import DeviceKind, Host
 from auxot.worker.fetch.hub import Hub
 from auxot.worker.fetch.models import ModelPaths, fetch_model
 from auxot.worker.fetch.releases import Release
@@ -26,7 +28,7 @@ from auxot.worker.llama.binary import find_llama_server
 from auxot.worker.llama.build import Backend, BuildProgress, build_llama_server
 from auxot.worker.llama.install import has_release, install_llama_server
 from auxot.worker.machine import backend, look_at_host
-from auxot.worker.plan import Plan, make_plan
+from auxot.worker.plan import Plan, make_plan, refitted
 
 _LOG_EVERY_S = 5.0
 _BUILDS = {DeviceKind.CUDA: Backend.CUDA, DeviceKind.VULKAN: Backend.VULKAN, DeviceKind.METAL: Backend.METAL}
@@ -79,14 +81,7 @@ async def prepare(supplies: Supplies, policy: Policy) -> Prepared:
         LlamaError: there is no llama-server for this machine.
     """
     host = await look_at_host()
-    plan = make_plan(
-        policy,
-        host,
-        registry=supplies.registry,
-        model_path=supplies.model_path,
-        memory_bytes=supplies.memory_bytes,
-        cache_type=supplies.cache_type,
-    )
+    plan = await _planned(supplies, policy, host)
     _log_plan(plan)
     report = log_report()
     binary = await ensure_llama_server(supplies, backend(host), report)
@@ -94,7 +89,33 @@ async def prepare(supplies: Supplies, policy: Policy) -> Prepared:
         return Prepared(binary=binary, model=ModelPaths(model=plan.model), shape=plan.shape)
     paths = await fetch_model(plan.model, models_dir=supplies.models_dir, hub=supplies.hub, report=report)
     mark_used(paths.model)
-    return Prepared(binary=binary, model=paths, shape=plan.shape)
+    final = await _planned_again(supplies, plan, paths.model)
+    if final is not plan:
+        _log_plan(final)
+    return Prepared(binary=binary, model=paths, shape=final.shape)
+
+
+async def _planned(supplies: Supplies, policy: Policy, host: Host) -> Plan:
+    """Make the plan, in a thread: a model's header is a matter of some 0.2 s, and of a disk that may be far away."""
+    return await trio.to_thread.run_sync(
+        partial(
+            make_plan,
+            policy,
+            host,
+            registry=supplies.registry,
+            model_path=supplies.model_path,
+            memory_bytes=supplies.memory_bytes,
+            cache_type=supplies.cache_type,
+        ),
+        abandon_on_cancel=True,
+    )
+
+
+async def _planned_again(supplies: Supplies, plan: Plan, path: Path) -> Plan:
+    """Look into a model that has come: its header may say what the registry did not know."""
+    host = await look_at_host()  # a download of hours ends on another machine than it began on
+    again = partial(refitted, plan, path, host, registry=supplies.registry, memory_bytes=supplies.memory_bytes)
+    return await trio.to_thread.run_sync(again, abandon_on_cancel=True)
 
 
 async def ensure_llama_server(supplies: Supplies, kind: DeviceKind, report: Report) -> Path:
@@ -139,14 +160,13 @@ def log_report() -> Report:
 
 
 def _log_plan(plan: Plan) -> None:
-    if plan.measured is None or isinstance(plan.model, Path):
+    if plan.measured is None:
         return
     is_whole = plan.shape == plan.wanted
     log = _log.info if is_whole else _log.warning
     log(
         "model.fits" if is_whole else "model.dialled_down",
-        model=plan.model.model.name,
-        quantization=plan.model.variant.quantization,
+        **_names(plan.model),
         memory_bytes=plan.measured.memory_bytes,
         need=describe(plan.measured.need),
         ctx_tokens=plan.shape.ctx_tokens,
@@ -154,6 +174,12 @@ def _log_plan(plan: Plan) -> None:
         wanted_ctx_tokens=plan.wanted.ctx_tokens,
         wanted_slots=plan.wanted.slots,
     )
+
+
+def _names(model: Choice | Path) -> dict[str, str]:
+    if isinstance(model, Path):
+        return {"model": model.name}
+    return {"model": model.model.name, "quantization": model.variant.quantization}
 
 
 def _report_build(report: Report, step: BuildProgress | str) -> None:
