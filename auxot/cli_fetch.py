@@ -147,13 +147,13 @@ def _installed(config: LlamaConfig | BundleConfig, *, gpu: str) -> Path:
 def _llama_build(config: LlamaConfig, say: Say) -> int:
     import trio  # noqa: PLC0415
 
-    from auxot.worker.llama.build import Backend, build_llama_server  # noqa: PLC0415
+    from auxot.worker.llama.build import Backend, build_llama_server, default_backend  # noqa: PLC0415
 
     with Progress() as report:
         build = functools.partial(
             build_llama_server,
             cache_dir=config.llama_cache_dir,
-            backend=Backend(config.backend or "cpu"),
+            backend=Backend(config.backend) if config.backend else default_backend(),
             native=not config.portable,
             force=config.force,
             report=report,

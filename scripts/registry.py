@@ -23,16 +23,7 @@ import httpx
 import orjson
 from registry_facts import ACTIVE, ATTENTION, MORE_QUANTIZATIONS, WEIGHT_BITS, more_models
 
-from auxot.core.models.entries import (
-    FORMAT,
-    AttentionRow,
-    FileRow,
-    ModelRow,
-    check_place,
-    parse_rows,
-    shards,
-    write_rows,
-)
+from auxot.core.models.rows import FORMAT, AttentionRow, FileRow, ModelRow, check_place, parse_rows, shards, write_rows
 
 REGISTRY = Path(__file__).parent.parent / "auxot" / "core" / "models" / "registry.json"
 TIMEOUT_S = 60.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import tomllib
 from pathlib import Path
@@ -14,7 +15,8 @@ from auxot.config import RouterConfig
 from auxot.kinds import parse_duration
 
 ROOT = Path(__file__).parent.parent
-STAGES = runpy.run_path(str(ROOT / "scripts/check_containerfile.py"))["parse"]((ROOT / "Containerfile").read_text())
+CHECK = runpy.run_path(str(ROOT / "scripts/check_containerfile.py"))
+STAGES = CHECK["parse"]((ROOT / "Containerfile").read_text())
 TARGETS = ("router", "worker", "worker-cuda")
 
 
@@ -45,6 +47,20 @@ def test_images_run_a_program_of_ours_as_nobody_special(target):
     assert len(steps(target, "HEALTHCHECK")) == 1
     build_only = ("build-essential", "pip install")
     assert not any(word in rest for rest in steps(target, "RUN") for word in build_only)
+
+
+def test_no_step_is_for_one_kind_of_processor():
+    """An image could be built on one kind of machine only."""
+    text = " ".join(f"{stage.base} {' '.join(rest for _, rest in stage.steps)}" for stage in STAGES.values())
+    assert not re.search(r"x86|amd64|aarch64|arm64|--platform", text)
+
+
+def test_the_step_that_a_check_may_pass_over_stands_alone():
+    """A check with a llama-server from elsewhere would pass over more than its building."""
+    checked = CHECK["BUILDS_LLAMA"]
+    builds = [rest for stage in STAGES.values() for word, rest in stage.steps if "llama build" in rest]
+    assert len(builds) == 2
+    assert all(rest.startswith(checked) and "&&" not in rest and "--llama-cache-dir" in rest for rest in builds)
 
 
 def test_fly_runs_the_router_of_the_containerfile():

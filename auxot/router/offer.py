@@ -12,8 +12,9 @@ import attrs
 
 from auxot.core.errors import ConfigError
 from auxot.core.messages import Policy
-from auxot.core.models.entries import CHAT, IMAGE_GENERATION, Registry
+from auxot.core.models.entries import Registry
 from auxot.core.models.lookup import Choice, resolve, shown_name, unknown_model
+from auxot.core.models.rows import CHAT, IMAGE_GENERATION
 
 _CLI = "cli"
 

@@ -17,6 +17,8 @@ import attrs
 
 from auxot.worker.fetch.models import LOCK_NAME
 from auxot.worker.llama.binary import BINARY_NAME
+from auxot.worker.llama.build import BUILD_LOCK
+from auxot.worker.llama.install import DOWNLOADS
 from auxot.worker.lock import free_lock
 
 _PARTS = (".part", ".part.json", ".part.new")
@@ -43,7 +45,7 @@ class Item:
 
 def list_cache(*, models_dir: Path, llama_cache_dir: Path) -> list[Item]:
     """Return what there is, the largest first."""
-    items = [*_models(models_dir), *llama_servers(llama_cache_dir)]
+    items = [*_models(models_dir), *llama_servers(llama_cache_dir), *_archives(llama_cache_dir)]
     return sorted(items, key=lambda item: -item.size_bytes)
 
 
@@ -53,7 +55,7 @@ def llama_servers(llama_cache_dir: Path) -> list[Item]:
     for binary in llama_cache_dir.glob(f"*/[!.]*/{BINARY_NAME}"):
         folder = binary.parent
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        lock = folder.parent / ".build.lock"
+        lock = folder.parent / BUILD_LOCK
         used_at = binary.stat().st_mtime
         found.append(Item(kind=Kind.LLAMA_SERVER, path=folder, size_bytes=size, used_at=used_at, lock=lock))
     return sorted(found, key=lambda item: -item.used_at)
@@ -95,6 +97,14 @@ def mark_used(model: Path) -> None:
     """Note that a model is used now."""
     with contextlib.suppress(OSError):  # another user's file: it is used all the same
         os.utime(model)
+
+
+def _archives(llama_cache_dir: Path) -> Iterator[Item]:
+    """Yield what is left of downloads of releases: one that has been unpacked is gone."""
+    for path in sorted(llama_cache_dir.glob(f"*/{DOWNLOADS}/*")):
+        stat, lock = path.stat(), path.parent.parent / BUILD_LOCK
+        size = stat.st_blocks * 512
+        yield Item(kind=Kind.BROKEN_OFF, path=path, size_bytes=size, used_at=stat.st_mtime, lock=lock)
 
 
 def _models(models_dir: Path) -> Iterator[Item]:

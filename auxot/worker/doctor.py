@@ -131,13 +131,14 @@ def check_disk(subject: Subject) -> Iterator[Finding]:
 
 def check_model(subject: Subject, policy: Policy | None, host: Host) -> Finding:
     """Look at the model: the operator's own, or what the router asks for; `policy`: None if it has not told."""
-    if subject.model_path is not None:
+    if policy is None and subject.model_path is not None:
         return check_file(subject.model_path, host)
     if policy is None:
         return Finding("model", Verdict.WARN, "the router says which one, and it has not answered", "see above")
     return check_policy(
         policy,
         host,
+        model_path=subject.model_path,
         registry_file=subject.registry_file,
         memory_bytes=subject.memory,
         cache_type=subject.cache_type,

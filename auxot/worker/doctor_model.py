@@ -10,23 +10,25 @@ from pathlib import Path
 
 from auxot.core.errors import ConfigError
 from auxot.core.messages import Policy
-from auxot.core.models.entries import load_registry, shards
+from auxot.core.models.entries import load_registry
 from auxot.core.models.fit import describe, weight_bytes
 from auxot.core.models.lookup import Choice
+from auxot.core.models.rows import shards
 from auxot.core.sizes import show_bytes
 from auxot.worker.devices import Host
 from auxot.worker.fetch.models import folder_of, missing_files
 from auxot.worker.fetch.part_file import allocated_bytes
 from auxot.worker.findings import Finding, Verdict
 from auxot.worker.groups import AUTO
-from auxot.worker.machine import computing_gpus
+from auxot.worker.machine import computing_gpus, model_memory
 from auxot.worker.plan import Plan, make_plan, whole
 
 _GGUF = b"GGUF"
+_OTHER_FILE = "correct --model-path, or take a smaller quantization"
 
 
 def check_file(path: Path, host: Host) -> Finding:
-    """Look at the files of a model that the operator gives, and whether this host has the memory for them."""
+    """Look at a model's files on this machine, and whether there is the memory for them, whatever is served."""
     try:
         parts = [path.with_name(name) for name in shards(whole(path).name)]
         n_bytes = sum(part.stat().st_size for part in parts)
@@ -45,28 +47,30 @@ def check_policy(
     policy: Policy,
     host: Host,
     *,
+    model_path: Path | None,
     registry_file: Path | None,
     memory_bytes: int,
     cache_type: str,
     models_dir: Path,
     replicas: int = AUTO,
 ) -> Finding:
-    """Look at the model that the router asks for; arguments as `make_plan`."""
+    """Look at what is served for the router's policy; arguments as `make_plan`."""
     try:
         plan = make_plan(
             policy,
             host,
             registry=load_registry(registry_file),
-            model_path=None,
+            model_path=model_path,
             memory_bytes=memory_bytes,
             cache_type=cache_type,
             replicas=replicas,
         )
     except ConfigError as exc:
-        return Finding("model", Verdict.FAIL, str(exc), "change AUXOT_MODEL or AUXOT_QUANTIZATION of the router")
-    if isinstance(plan.model, Path):
-        return check_file(plan.model, host)
-    return _finding(plan, plan.model, models_dir)
+        advice = "change AUXOT_MODEL or AUXOT_QUANTIZATION of the router" if model_path is None else _OTHER_FILE
+        return Finding("model", Verdict.FAIL, str(exc), advice)
+    if not isinstance(plan.model, Path):
+        return _of_choice(plan, plan.model, models_dir)
+    return check_file(plan.model, host) if plan.measured is None else _of_file(plan, plan.model, host)
 
 
 def room_at(folder: Path) -> tuple[Path, int]:
@@ -75,24 +79,40 @@ def room_at(folder: Path) -> tuple[Path, int]:
     return there, shutil.disk_usage(there).free
 
 
-def _finding(plan: Plan, choice: Choice, models_dir: Path) -> Finding:
-    text = f"{choice.model.name} {choice.variant.quantization}".rstrip()
-    if plan.measured is not None:
-        text += f": {describe(plan.measured.need)} of {show_bytes(plan.measured.memory_bytes)}"
+def _of_choice(plan: Plan, choice: Choice, models_dir: Path) -> Finding:
+    text = f"{choice.model.name} {choice.variant.quantization}".rstrip() + _measure(plan)
     n_bytes, download = _download(choice, models_dir)
     _, free = room_at(models_dir)
     if n_bytes > free:
         text += f"; {download}, {models_dir} has room for {show_bytes(free)}"
         return Finding("model", Verdict.FAIL, text, "make room, or choose another disk with --models-dir")
-    text += f"; {download}" if download else ""
-    if plan.shape != plan.wanted:
-        text += (
-            f"; slots that there is room for: {plan.shape.slots} of {plan.shape.ctx_tokens} tokens,"
-            f" that the router asks for: {plan.wanted.slots} of {plan.wanted.ctx_tokens}"
-        )
-        advice = "AUXOT_CACHE_TYPE=q8_0 halves the KV cache; a smaller AUXOT_QUANTIZATION leaves more room"
-        return Finding("model", Verdict.WARN, text, advice)
-    return Finding("model", Verdict.OK, text)
+    return _served(plan, f"{text}; {download}" if download else text)
+
+
+def _of_file(plan: Plan, path: Path, host: Host) -> Finding:
+    text, free = path.name + _measure(plan), model_memory(host)
+    if plan.measured and computing_gpus(host) and free and plan.measured.need.total > free.free_bytes:
+        text += f"; {show_bytes(free.free_bytes)} are free on GPUs"
+        return Finding("model", Verdict.WARN, text, "a part runs on the processor, and is slow")
+    return _served(plan, text)
+
+
+def _measure(plan: Plan) -> str:
+    if plan.measured is None:
+        return ""
+    return f": {describe(plan.measured.need)} of {show_bytes(plan.measured.memory_bytes)}"
+
+
+def _served(plan: Plan, text: str) -> Finding:
+    """Tell whether all is served that the router asks for."""
+    if plan.shape == plan.wanted:
+        return Finding("model", Verdict.OK, text)
+    text += (
+        f"; slots that there is room for: {plan.shape.slots} of {plan.shape.ctx_tokens} tokens,"
+        f" that the router asks for: {plan.wanted.slots} of {plan.wanted.ctx_tokens}"
+    )
+    advice = "AUXOT_CACHE_TYPE=q8_0 halves the KV cache; a smaller AUXOT_QUANTIZATION leaves more room"
+    return Finding("model", Verdict.WARN, text, advice)
 
 
 def _download(choice: Choice, models_dir: Path) -> tuple[int, str]:

@@ -59,3 +59,8 @@ def model_memory(host: Host) -> Device | None:
     if shared is None or cpu is None:
         return shared or cpu
     return attrs.evolve(shared, free_bytes=min(shared.free_bytes, cpu.free_bytes))
+
+
+def all_memory(host: Host) -> int:
+    """Return the bytes of all memory, used or not: the processor's, and that of the GPUs that have their own."""
+    return host.cpu.total_bytes + sum(gpu.total_bytes for gpu in computing_gpus(host) if not gpu.is_shared)

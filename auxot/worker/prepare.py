@@ -5,15 +5,18 @@ plan -> llama-server: found, or a release, or built -> the model's files: found,
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import attrs
+import trio
 
 from auxot.core.errors import LlamaError
 from auxot.core.logs import get_logger
 from auxot.core.messages import Policy
 from auxot.core.models.entries import Registry
 from auxot.core.models.fit import Shape, describe
+from auxot.core.models.lookup import Choice
 from auxot.core.sites import NO_RELEASE
 from auxot.worker.cache import mark_used
 from auxot.worker.devices import DeviceKind, Host
@@ -26,7 +29,7 @@ from auxot.worker.llama.build import Backend, build_llama_server
 from auxot.worker.llama.devices import list_devices, names_of
 from auxot.worker.llama.install import has_release, install_llama_server
 from auxot.worker.machine import backend, computing_gpus
-from auxot.worker.plan import Plan, make_plan
+from auxot.worker.plan import Plan, make_plan, refitted
 from auxot.worker.progress import Progress
 
 _BUILDS = {DeviceKind.CUDA: Backend.CUDA, DeviceKind.VULKAN: Backend.VULKAN, DeviceKind.METAL: Backend.METAL}
@@ -86,21 +89,47 @@ async def prepare(supplies: Supplies, policy: Policy, host: Host) -> Prepared:
         FetchError: something cannot be downloaded.
         LlamaError: there is no llama-server for this machine.
     """
-    plan = make_plan(
-        policy,
-        host,
-        registry=supplies.registry,
-        model_path=supplies.model_path,
-        memory_bytes=supplies.memory_bytes,
-        cache_type=supplies.cache_type,
-        replicas=supplies.replicas,
-    )
+    plan = await _planned(supplies, policy, host)
     _log_plan(plan)
     with Progress() as report:
         binary = await ensure_llama_server(supplies, backend(host), report)
-        devices = await _devices(plan, host, binary)
         paths = await _model(supplies, plan, report)
-    return Prepared(binary=binary, model=paths, shape=plan.shape, devices=devices)
+    final = await _planned_again(supplies, plan, paths.model, host)
+    if final is not plan:
+        _log_plan(final)
+    devices = await _devices(final, host, binary, replicas=supplies.replicas)
+    return Prepared(binary=binary, model=paths, shape=final.shape, devices=devices)
+
+
+async def _planned(supplies: Supplies, policy: Policy, host: Host) -> Plan:
+    """Make the plan, in a thread: a model's header is a matter of some 0.2 s, and of a disk that may be far away."""
+    return await trio.to_thread.run_sync(
+        partial(
+            make_plan,
+            policy,
+            host,
+            registry=supplies.registry,
+            model_path=supplies.model_path,
+            memory_bytes=supplies.memory_bytes,
+            cache_type=supplies.cache_type,
+            replicas=supplies.replicas,
+        ),
+        abandon_on_cancel=True,
+    )
+
+
+async def _planned_again(supplies: Supplies, plan: Plan, path: Path, host: Host) -> Plan:
+    """Look into a model that has come: its header may say what the registry did not know."""
+    again = partial(
+        refitted,
+        plan,
+        path,
+        host,
+        registry=supplies.registry,
+        memory_bytes=supplies.memory_bytes,
+        replicas=supplies.replicas,
+    )
+    return await trio.to_thread.run_sync(again, abandon_on_cancel=True)
 
 
 async def ensure_llama_server(supplies: Supplies, kind: DeviceKind, report: Progress) -> Path:
@@ -130,27 +159,36 @@ async def _model(supplies: Supplies, plan: Plan, report: Progress) -> ModelPaths
     return paths
 
 
-async def _devices(plan: Plan, host: Host, binary: Path) -> tuple[tuple[str, ...], ...]:
-    """Return the GPUs of each llama-server, as it calls them; one alone takes all that it finds."""
+async def _devices(plan: Plan, host: Host, binary: Path, *, replicas: int) -> tuple[tuple[str, ...], ...]:
+    """Return the GPUs of each llama-server, as it calls them; one alone takes all that it finds.
+
+    Raises:
+        LlamaError: the operator wants several, and it does not say what it calls them.
+    """
     models = [gpu.name for gpu in computing_gpus(host)]
     if len(plan.groups) == 1:
         _log.info("model.spread", replicas=1, gpus=models)
         return ((),)
-    names = names_of(await list_devices(binary), models) if models else ()
+    try:
+        names = names_of(await list_devices(binary), models) if models else ()
+    except LlamaError as exc:
+        if replicas != AUTO:
+            raise
+        _log.warning("model.spread", replicas=1, gpus=models, reason=str(exc))
+        return ((),)
     devices = named(plan.groups, names)
     _log.info("model.spread", replicas=len(devices), gpus=models, devices=devices)
     return devices
 
 
 def _log_plan(plan: Plan) -> None:
-    if plan.measured is None or isinstance(plan.model, Path):
+    if plan.measured is None:
         return
     is_whole = plan.shape == plan.wanted
     log = _log.info if is_whole else _log.warning
     log(
         "model.fits" if is_whole else "model.dialled_down",
-        model=plan.model.model.name,
-        quantization=plan.model.variant.quantization,
+        **_names(plan.model),
         memory_bytes=plan.measured.memory_bytes,
         need=describe(plan.measured.need),
         ctx_tokens=plan.shape.ctx_tokens,
@@ -158,3 +196,9 @@ def _log_plan(plan: Plan) -> None:
         wanted_ctx_tokens=plan.wanted.ctx_tokens,
         wanted_slots=plan.wanted.slots,
     )
+
+
+def _names(model: Choice | Path) -> dict[str, str]:
+    if isinstance(model, Path):
+        return {"model": model.name}
+    return {"model": model.model.name, "quantization": model.variant.quantization}

@@ -70,7 +70,7 @@ class Web:
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}{path}"
 
-    async def serve(self, stream: trio.SocketStream) -> None:
+    async def serve(self, stream: trio.abc.Stream) -> None:
         head = b""
         while b"\r\n\r\n" not in head:
             more = await stream.receive_some()

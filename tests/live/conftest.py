@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from auxot.config import WorkerConfig
+from auxot.config_shared import in_home
 from auxot.core.errors import LlamaError
 from auxot.demo.tiny_model import write_tiny_model
-from auxot.worker.llama.binary import default_cache_dir, find_llama_server
+from auxot.worker.llama.binary import find_llama_server
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +19,7 @@ def llama_server_binary() -> Path:
     """Return a real llama-server: AUXOT_TEST_LLAMA_SERVER (`make test` sets it), else the one that a worker finds."""
     given = os.environ.get("AUXOT_TEST_LLAMA_SERVER")
     try:
-        return find_llama_server(given=Path(given) if given else None, cache_dir=default_cache_dir())
+        return find_llama_server(given=Path(given) if given else None, cache_dir=in_home("llama-server"))
     except LlamaError as exc:
         if given:
             raise

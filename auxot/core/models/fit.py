@@ -19,8 +19,9 @@ from collections.abc import Iterator
 import attrs
 
 from auxot.core.models.cache_types import CACHE_TYPE_BYTES, DEFAULT_CACHE_TYPE
-from auxot.core.models.entries import CHAT, Model, Registry, Variant
+from auxot.core.models.entries import Model, Registry, Variant
 from auxot.core.models.lookup import Choice, choose_variant
+from auxot.core.models.rows import CHAT
 from auxot.core.sizes import show_bytes
 
 GIB = 1024**3

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 import attrs
 
 from auxot.core.errors import ConfigError
-from auxot.core.models.entries import CHAT, Model, Registry, RemoteFile, Variant, check_place, shards
+from auxot.core.models.entries import Model, Registry, RemoteFile, Variant
+from auxot.core.models.rows import CHAT, check_place, shards
 
 _HUB_PREFIX = "hf:"
 # What is taken when no quantization is named: the first of these that there is.

@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 from auxot.core.errors import FetchError
+from auxot.worker.fetch.disk import MAKE_ROOM, is_full
 
 MAX_MEMBERS = 20_000
 MAX_BYTES = 8 * 1024**3  # CUDA's libraries are some 2 GB
@@ -34,7 +35,8 @@ def unpack(archive: Path, folder: Path) -> None:
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as exc:
         raise FetchError(f"{archive.name} cannot be unpacked: {exc}") from exc
     except OSError as exc:
-        raise FetchError(f"{archive.name} cannot be unpacked: {exc.strerror or exc}") from exc
+        advice = f": {MAKE_ROOM}" if is_full(exc) else ""
+        raise FetchError(f"{archive.name} cannot be unpacked: {exc.strerror or exc}{advice}") from exc
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:

@@ -15,10 +15,10 @@ import attrs
 import httpx
 import trio
 
-from auxot.core.errors import FetchError
 from auxot.core.logs import get_logger
 from auxot.core.models.entries import RemoteFile
 from auxot.core.models.lookup import Choice
+from auxot.worker.fetch.disk import disk_errors
 from auxot.worker.fetch.http import open_client
 from auxot.worker.fetch.hub import Hub, find_file
 from auxot.worker.fetch.source import Patience, Report
@@ -78,11 +78,9 @@ async def fetch_model(
         patience = patience or Patience()
         waiting = partial(report, "waiting for another download into the same folder to end")
         lock = folder_of(choice, models_dir) / LOCK_NAME
-        try:
+        with disk_errors(lock):
             async with held_lock(lock, on_wait=waiting), open_client(patience) as client:
                 await _fetch_missing(client, choice, models_dir, hub=hub, patience=patience, report=report)
-        except OSError as exc:
-            raise FetchError(f"{models_dir} cannot be written: {exc.strerror or exc}") from exc
     return model_paths(choice, models_dir)
 
 

@@ -57,6 +57,11 @@ class PartFile:
         return sum(segment.done for segment in self.segments)
 
     @property
+    def missing_bytes(self) -> int:
+        """How much is still to come."""
+        return self.source.size_bytes - self.done_bytes
+
+    @property
     def file(self) -> Path:
         """Where its bytes are."""
         return part_path(self.path)
@@ -76,8 +81,12 @@ class PartFile:
     def save_journal(self, journal: bytes) -> None:
         """Put a journal in the place of the last one."""
         fresh = _journal_path(self.path).with_suffix(".new")
-        fresh.write_bytes(journal)
-        fresh.replace(_journal_path(self.path))
+        try:
+            fresh.write_bytes(journal)
+            fresh.replace(_journal_path(self.path))
+        except OSError:  # a full disk takes the name, and nothing else
+            fresh.unlink(missing_ok=True)
+            raise
 
     def start_over(self, segment_bytes: int) -> None:
         """Forget what is there."""

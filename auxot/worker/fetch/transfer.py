@@ -12,12 +12,11 @@ Cancel-safe: what has come stays, for the next try.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -29,6 +28,7 @@ import trio
 from auxot.core.errors import FetchError, first_error
 from auxot.core.logs import get_logger
 from auxot.core.sizes import show_bytes
+from auxot.worker.fetch.disk import MAKE_ROOM, disk_errors
 from auxot.worker.fetch.http import PassingError, RefusedByServerError, check_status, told
 from auxot.worker.fetch.part_file import PartFile, Segment, allocated_bytes, open_part
 from auxot.worker.fetch.source import MIB, FetchProgress, Patience, Report, Source
@@ -64,7 +64,7 @@ async def download(
         FetchError: it cannot be had, or is not what it must be.
     """
     require_space(path.parent, [(path, source.size_bytes)])
-    with _disk_errors(path):
+    with disk_errors(path):
         part = await trio.to_thread.run_sync(open_part, path, source, patience.segment_bytes)
     try:
         await _Transfer(client, part, patience, report).run()
@@ -75,13 +75,13 @@ async def download(
 def require_space(folder: Path, wanted: list[tuple[Path, int]]) -> None:
     """Raise FetchError if a disk has no room for files, given their paths and sizes in bytes."""
     needed = sum(max(0, size - allocated_bytes(path)) for path, size in wanted) + _SPARE_BYTES
-    with _disk_errors(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     if free < needed:
         raise FetchError(
-            f"{folder} has {show_bytes(free)} free and needs {show_bytes(needed)}: make room"
-            " (`auxot-worker cache list` shows what is there), or choose another disk with AUXOT_MODELS_DIR"
+            f"{folder} has {show_bytes(free)} free and needs {show_bytes(needed)}, {show_bytes(needed - free)} more:"
+            f" {MAKE_ROOM}"
         )
 
 
@@ -112,7 +112,7 @@ class _Transfer:
             self._part.start_over(self._patience.segment_bytes)
             await self._fetch()
             await self._is_right(may_be_wrong=False)
-        with _disk_errors(self._part.path):
+        with self._disk_errors():
             await trio.to_thread.run_sync(self._part.finish)
 
     async def _fetch(self) -> None:
@@ -227,7 +227,7 @@ class _Transfer:
     async def _write(self, segment: Segment, buffer: bytearray) -> FetchError | None:
         """Write, and journal now and then; return what went wrong: the segment then ends before this."""
         try:
-            with _disk_errors(self._part.path), trio.move_on_after(_WRITE_LIMIT_S, shield=True) as scope:
+            with self._disk_errors(), trio.move_on_after(_WRITE_LIMIT_S, shield=True) as scope:
                 await trio.to_thread.run_sync(self._part.write, segment.position, buffer, limiter=_DISK)
                 segment.done += len(buffer)
                 self._meter.tell()
@@ -249,10 +249,13 @@ class _Transfer:
     def _write_now(self, segment: Segment, buffer: bytearray) -> None:
         """Keep the last bytes of a connection: less than 1 MiB, and perhaps all that it brought."""
         if buffer:
-            with _disk_errors(self._part.path):
+            with self._disk_errors():
                 self._part.write(segment.position, buffer)
             segment.done += len(buffer)
             self._meter.tell()
+
+    def _disk_errors(self) -> contextlib.AbstractContextManager[None]:
+        return disk_errors(self._part.path, lambda: self._part.missing_bytes)
 
     async def _is_right(self, *, may_be_wrong: bool) -> bool:
         """Tell whether the file has its hash. One that has not is removed, and an error unless it may be wrong."""
@@ -273,7 +276,7 @@ class _Transfer:
 
     async def _digest(self) -> str:
         digest, meter = hashlib.sha256(), _Meter(self._part, self._report, doing="verifying")
-        with _disk_errors(self._part.path), self._part.file.open("rb") as file:
+        with self._disk_errors(), self._part.file.open("rb") as file:
             while n := await trio.to_thread.run_sync(partial(_hash_some, file.fileno(), digest), limiter=_DISK):
                 meter.n_hashed += n
                 meter.tell()
@@ -319,17 +322,6 @@ def _hash_some(fd: int, digest: hashlib._Hash) -> int:
         digest.update(chunk)
         n_read += len(chunk)
     return n_read
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Generator[None]:
-    """Turn what the disk says into a sentence."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno == errno.ENOSPC:
-            raise FetchError(f"the disk of {path.parent} is full: make room, then try again; it goes on there") from exc
-        raise FetchError(f"{path} cannot be written: {exc.strerror or exc}") from exc
 
 
 _DISK = trio.CapacityLimiter(8)  # threads that write and hash: more would only wait for the disk

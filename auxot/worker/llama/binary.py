@@ -42,11 +42,6 @@ class LlamaServerVersion:
     commit: str
 
 
-def default_cache_dir() -> Path:
-    """Return the folder for llama-server builds when the configuration names no other."""
-    return Path("~/.auxot/llama-server").expanduser()
-
-
 def platform_cache_dir(cache_dir: Path) -> Path:
     """Return the part of the cache that holds binaries for this machine."""
     return cache_dir / f"{platform.system().lower()}-{platform.machine().lower()}"

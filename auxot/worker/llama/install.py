@@ -29,7 +29,7 @@ from auxot.worker.llama.binary import BINARY_NAME, is_executable, llama_server_v
 from auxot.worker.llama.build import BUILD_LOCK
 from auxot.worker.lock import held_lock
 
-_DOWNLOADS = ".downloads"
+DOWNLOADS = ".downloads"
 _WORK = ".install-"
 _CHECK_LIMIT_S = 60.0
 
@@ -72,7 +72,7 @@ async def install_llama_server(
         if is_executable(binary):
             report(f"found {binary}")
             return binary
-        archive = folder / _DOWNLOADS / source.name
+        archive = folder / DOWNLOADS / source.name
         if not archive.exists():
             await download(client, source, archive, patience=patience, report=report)
         report(f"unpacking {source.name}")

@@ -31,7 +31,7 @@ from auxot.core.background import background
 from auxot.core.errors import LlamaError
 from auxot.core.forwarded import PROBE_BODY, PROBES
 from auxot.core.logs import get_logger
-from auxot.core.models.entries import shards
+from auxot.core.models.rows import shards
 from auxot.worker.llama.argv import LlamaSettings, llama_argv, llama_environment
 from auxot.worker.llama.dial import want_of_memory
 from auxot.worker.llama.facts import LlamaFacts, read_facts

@@ -153,10 +153,34 @@ def test_units_pass_systemd_s_own_check(tmp_path):
         assert float(exposure[1]) <= limit
 
 
+# Of launchd.plist(5): the keys that we use, and what their values must be.
+LAUNCHD_KEYS = {
+    "Label": str,
+    "ProgramArguments": list,
+    "WorkingDirectory": str,
+    "RunAtLoad": bool,
+    "KeepAlive": dict,
+    "ThrottleInterval": int,
+    "ExitTimeOut": int,
+    "ProcessType": str,
+    "SoftResourceLimits": dict,
+    "StandardOutPath": str,
+    "StandardErrorPath": str,
+    "Umask": int,
+    "UserName": str,
+}
+
+
 def test_a_property_list_says_what_to_run():
     """On macOS launchd would not take the file, or run the program elsewhere than beside its settings."""
-    texts = launchd.unit_texts(UNIT)
-    job = plistlib.loads(texts["com.auxot.router.a.plist"].encode())
-    assert job["ProgramArguments"] == ["/opt/my programs/100%/auxot-router"]
+    program = Path('/opt/my <programs> & "more"/100%/auxot-router')
+    texts = launchd.unit_texts(attrs.evolve(UNIT, program=program))
+    job = plistlib.loads(texts["com.auxot.router.a.plist"].encode(), fmt=plistlib.FMT_XML)
+    assert {key: type(value) for key, value in job.items()} == LAUNCHD_KEYS
+    assert job["Label"] == "com.auxot.router.a"  # launchd wants it to be the file's name
+    assert job["ProgramArguments"] == [str(program)]
     assert (job["WorkingDirectory"], job["ExitTimeOut"], job["UserName"]) == ("/etc/auxot/router-a", 40, "auxot")
-    assert "EnvironmentVariables" not in job
+    assert (job["KeepAlive"], job["SoftResourceLimits"]) == ({"SuccessfulExit": False}, {"NumberOfFiles": 65536})
+    assert job["ProcessType"] in ("Background", "Standard", "Adaptive", "Interactive")
+    own = launchd.unit_texts(attrs.evolve(UNIT, scope=Scope.USER, user=None))["com.auxot.router.a.plist"]
+    assert "UserName" not in plistlib.loads(own.encode())  # of an agent launchd says that it may not set it

@@ -32,9 +32,11 @@ def test_everything_is_listed_once_with_its_kind(tmp_path: Path) -> None:
     put(tmp_path / "llama/linux-x86_64/b1/llama-server")
     put(tmp_path / "llama/linux-x86_64/b1/libggml.so")
     put(tmp_path / "llama/linux-x86_64/.install-x/llama-server")
+    put(tmp_path / "llama/linux-x86_64/.downloads/llama-b2.tar.gz.part")
     items = list_cache(models_dir=tmp_path / "models", llama_cache_dir=tmp_path / "llama")
     kinds = sorted((item.kind.value, item.path.name) for item in items)
     assert kinds == [
+        ("broken off", "llama-b2.tar.gz.part"),
         ("broken off", "x.gguf.part"),
         ("broken off", "x.gguf.part.json"),
         ("llama-server", "b1"),
@@ -52,7 +54,8 @@ def test_only_what_nobody_needs_is_pruned(tmp_path: Path) -> None:
     put(tmp_path / "llama/linux-x86_64/b1/llama-server", days_ago=9)
     put(tmp_path / "llama/linux-x86_64/b2/llama-server", days_ago=2)
     put(tmp_path / "llama/linux-arm64/b1/llama-server", days_ago=9)
-    always = {"models/o_r/x.gguf.part", "llama/linux-x86_64/b1"}
+    put(tmp_path / "llama/linux-arm64/.downloads/b2.tar.gz.part")
+    always = {"models/o_r/x.gguf.part", "llama/linux-arm64/.downloads/b2.tar.gz.part", "llama/linux-x86_64/b1"}
     assert pruned(tmp_path) == always
     assert pruned(tmp_path, unused_for_s=30 * DAY_S) == always | {"models/o_r/old.gguf"}
     mark_used(tmp_path / "models/o_r/old.gguf")

@@ -7,17 +7,9 @@ import pytest
 
 from auxot.config import DEFAULT_MODEL
 from auxot.core.errors import ConfigError
-from auxot.core.models.entries import (
-    IMAGE_GENERATION,
-    Registry,
-    load_registry,
-    packaged_registry,
-    parse_registry,
-    parse_rows,
-    shards,
-    write_rows,
-)
+from auxot.core.models.entries import Registry, load_registry, packaged_registry, parse_registry
 from auxot.core.models.lookup import Choice, choose_variant, nearest, resolve, shown_name, unknown_model, variant_id
+from auxot.core.models.rows import IMAGE_GENERATION, parse_rows, shards, write_rows
 
 DIGEST = "a" * 64
 

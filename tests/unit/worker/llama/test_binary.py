@@ -9,7 +9,6 @@ import trio
 from auxot.core.errors import LlamaError
 from auxot.worker.llama.binary import (
     LlamaServerVersion,
-    default_cache_dir,
     find_llama_server,
     llama_server_version,
     parse_version,
@@ -87,12 +86,6 @@ def test_none_at_all_says_what_to_do(cache_dir: Path) -> None:
     with pytest.raises(LlamaError, match="run `auxot-worker llama build`") as caught:
         find_llama_server(given=None, cache_dir=cache_dir)
     assert "\n" not in str(caught.value)
-
-
-def test_default_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Builds would land in another user's home."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / ".auxot" / "llama-server"
 
 
 @pytest.mark.parametrize(
