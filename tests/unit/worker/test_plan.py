@@ -58,6 +58,16 @@ def test_a_file_of_the_operators_is_measured(model: Path) -> None:
     assert (also.shape, also.model) == (less.shape, model)
 
 
+def test_a_file_that_fits_on_each_gpu_runs_on_each(model: Path) -> None:
+    """Of two GPUs one has nothing to do, or each llama-server counts on the memory of both."""
+    gpu = Device(kind=DeviceKind.CUDA, name="g", total_bytes=8 * GIB, free_bytes=8 * GIB)
+    two = Host(gpus=(gpu, gpu), cpu=host(free=GIB).cpu, n_cpus=4)
+    made = plan(model, two)
+    assert made.groups == ((0,), (1,))
+    assert made.measured is not None
+    assert made.measured.memory_bytes == 8 * GIB
+
+
 def test_a_file_may_take_more_than_is_free_now(model: Path) -> None:
     """A file that ran yesterday, a part of it on the processor, is refused today."""
     assert plan(model, host(free=MIB)).shape == plan(model, host(free=12 * GIB)).shape

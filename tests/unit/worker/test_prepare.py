@@ -3,12 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from auxot.core.errors import ConfigError, LlamaError
 from auxot.core.messages import Policy
 from auxot.core.models.entries import packaged_registry
 from auxot.core.sites import NO_RELEASE
+from auxot.demo.tiny_model import write_tiny_model
+from auxot.worker.devices import GIB, Device, DeviceKind, Host
 from auxot.worker.fetch.hub import Hub
 from auxot.worker.fetch.releases import Release
 from auxot.worker.machine import look_at_host
@@ -23,7 +26,7 @@ def binary(tmp_path: Path) -> Path:
     return path
 
 
-async def prepared(tmp_path: Path, model: str, **fields: Any) -> Prepared:
+async def prepared(tmp_path: Path, model: str, *, host: Host | None = None, **fields: Any) -> Prepared:
     settings: dict[str, Any] = {
         "registry": packaged_registry(),
         "models_dir": tmp_path / "models",
@@ -34,7 +37,7 @@ async def prepared(tmp_path: Path, model: str, **fields: Any) -> Prepared:
         **fields,
     }
     policy = Policy(model_name=model, quantization="", context_size=4096, max_parallelism=3)
-    return await prepare(Supplies(**settings), policy, await look_at_host())
+    return await prepare(Supplies(**settings), policy, host or await look_at_host())
 
 
 async def test_a_file_of_the_operator_goes_before_the_policy(tmp_path: Path, binary: Path) -> None:
@@ -82,3 +85,16 @@ async def test_without_leave_to_download_a_missing_llama_server_is_an_error(
     file.write_bytes(b"x")
     with pytest.raises(LlamaError, match="no llama-server on PATH"):
         await prepared(tmp_path, "x", model_path=file)
+
+
+async def test_a_llama_server_that_does_not_list_its_devices_gets_all_gpus(tmp_path: Path, binary: Path) -> None:
+    """A host with two GPUs and a llama-server of last year serves nothing."""
+    binary.write_text("#!/bin/sh\nexit 1\n")
+    model = tmp_path / "tiny.gguf"
+    write_tiny_model(model)
+    gpu = Device(kind=DeviceKind.CUDA, name="g", total_bytes=8 * GIB, free_bytes=8 * GIB)
+    host = Host(gpus=(gpu, gpu), cpu=attrs.evolve(gpu, kind=DeviceKind.CPU), n_cpus=4)
+    ready = await prepared(tmp_path, "any", host=host, model_path=model, binary=binary)
+    assert ready.devices == ((),)
+    with pytest.raises(LlamaError, match="does not list its devices"):
+        await prepared(tmp_path, "any", host=host, model_path=model, binary=binary, replicas=2)
