@@ -22,15 +22,14 @@ from typing import NoReturn
 
 import attrs
 
-from auxot import __version__, cli_fetch, setup
+from auxot import __version__, cli_fetch, cli_setup
 from auxot.config import RouterConfig, WorkerConfig, load_config, load_router_config, load_worker_config
 from auxot.config_local import BenchConfig, DemoConfig, DoctorConfig, UpConfig, load_up_config
 from auxot.config_models import ModelsConfig
 from auxot.core import logs
 from auxot.core.errors import AuxotError, ConfigError, KeyRefusedError
-from auxot.core.keys import Role
 from auxot.core.logs import Level
-from auxot.knobs import DOTENV, Parser, flag_parser, rows
+from auxot.knobs import flag_parser, rows
 
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
@@ -208,51 +207,6 @@ def _models_help() -> str:
     return flag_parser(ModelsConfig, prog="auxot-router models", usage="auxot-router models [flags]").format_help()
 
 
-def _setup_parser() -> Parser:
-    parser = Parser(prog="auxot-router setup", description="Make keys, and tell what the router must know of them.")
-    parser.add_argument("--model", metavar="NAME", help="the model that the router serves")
-    parser.add_argument("--write-env", action="store_true", help=f"write ./{DOTENV} (mode 0600) in place of showing it")
-    parser.add_argument("--fly", action="store_true", help="show the commands for Fly.io")
-    parser.add_argument("--cli", action="store_true", help="for workers that run coding assistants")
-    parser.add_argument("--new-tools-key", action="store_true", help="make one key for tools workers, nothing else")
-    parser.add_argument("--new-api-key", metavar="NAME", help="make one more API key, for the file of API keys")
-    return parser
-
-
-def _setup(argv: Sequence[str]) -> int:
-    options = _setup_parser().parse_args(argv)
-    alone = (options.new_tools_key, options.fly, options.new_api_key is not None, options.cli or options.write_env)
-    if sum(alone) > 1:
-        raise ConfigError(
-            "--new-api-key, --new-tools-key and --fly stand alone; only --cli and --write-env go together"
-        )
-    if options.new_tools_key:
-        _say(setup.tools_key_text(setup.make_key(Role.TOOLS)))
-        return 0
-    if options.new_api_key is not None:
-        _say(setup.api_key_text(options.new_api_key))
-        return 0
-    settings = setup.settings_for(model=options.model, is_cli=options.cli)
-    file = Path.cwd() / DOTENV
-    if options.write_env:
-        setup.refuse_existing(file)  # before keys are shown that nothing would know
-    keys = setup.make_keys(*_roles(is_cli=options.cli))
-    if options.fly:
-        _say(setup.fly_text(keys, settings))
-    elif options.write_env:
-        setup.write_env(file, setup.env_text(keys, settings))
-        _say(f"{setup.key_text(keys)}\n\nWrote {file}: start `auxot-router` in this folder.")
-    else:
-        _say(f"{setup.key_text(keys)}\n\n{setup.env_section(keys, settings)}")
-    return 0
-
-
-def _roles(*, is_cli: bool) -> tuple[Role, ...]:
-    if is_cli or os.environ.get(setup.TOOLS_VARIABLE):  # a tools key in use stays in use
-        return (Role.WORKER, Role.API)
-    return (Role.WORKER, Role.TOOLS, Role.API)
-
-
 def _unit_commands(daemon: str) -> dict[str, Command]:
     """Return the commands that make a daemon a service of the machine."""
 
@@ -382,7 +336,7 @@ ROUTER = Program(
     commands={
         "serve": Command(_serve_router, _router_help),
         "models": Command(_models, _models_help),
-        "setup": Command(_setup, lambda: _setup_parser().format_help()),
+        "setup": Command(lambda argv: cli_setup.run_setup(argv, _say), cli_setup.setup_help),
         **_unit_commands("router"),
     },
     default="serve",

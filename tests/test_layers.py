@@ -137,7 +137,7 @@ COMMANDS = (
     *CONFIG,
     *SERVICES,
 )
-CLI_PARTS = ("auxot.cli_fetch", "auxot.cli_models", "auxot.cli_progress")
+CLI_PARTS = ("auxot.cli_fetch", "auxot.cli_models", "auxot.cli_progress", "auxot.cli_setup")
 # The first one that matches holds.
 LAYERS = (
     Layer("auxot.core*", ("auxot.core",)),

@@ -8,7 +8,10 @@ number of bytes for one writer task; a peer beyond the bound is dropped, alone.
 from __future__ import annotations
 
 import os
+import select
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
@@ -138,6 +141,19 @@ class Connection:
         held, self._held = self._held, None
         if held:
             await self.write(b"".join(held))
+
+    def has_input(self) -> bool:
+        """Whether the kernel has something for us that nobody has read yet, be it the end."""
+        if self._closed:
+            return False
+        poll = select.poll()
+        poll.register(self.socket.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def end_writing(self) -> None:
+        """Tell the peer that nothing more will come, without waiting; what it sends can still be read."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
 
     async def send_eof(self) -> None:
         """Tell the peer that nothing more will come."""

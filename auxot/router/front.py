@@ -14,8 +14,10 @@ pinned, and tests/daemon/test_front.py says what must still hold when it moves.
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 HEAD_TIMEOUT_S = 5.0  # for the first line of a connection, and for a WebSocket handshake
 MAX_HEADERS_BYTES = 32 * 1024
 CLOSE_TIMEOUT_S = 3.0  # for the last bytes, when everything ends
-LINGER_S = 0.3  # where nobody is to be turned away: for the requests that are on their way on open connections
 
 ServeWorker = Callable[[WorkerSocket], Awaitable[None]]
 
@@ -69,6 +70,7 @@ class _Front:
     context: WorkerContext
     state: dict[str, Any]
     serve_worker: ServeWorker
+    leaving: trio.Event
     log: Logger
     crowd: Crowd
 
@@ -104,7 +106,8 @@ class _Front:
                 worker_socket.on_trusted = partial(self.crowd.engage, connection)
                 await self.serve_worker(worker_socket)
         else:
-            await HttpServer(self.app, self.config, self.context, self.state, connection).run()
+            server = HttpServer(self.app, self.config, self.context, self.state, connection, leaving=self.leaving)
+            await server.run()
 
 
 async def serve_front(
@@ -140,14 +143,13 @@ async def serve_front(
     context = WorkerContext(None)
     state: dict[str, Any] = {}
     lifespan = Lifespan(wrapped, config, state)
-    front = _Front(wrapped, config, context, state, serve_worker, log, crowd)
+    front = _Front(wrapped, config, context, state, serve_worker, phases.quiet, log, crowd)
     async with trio.open_nursery() as lifespan_nursery:
         await lifespan_nursery.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
         lifespan_nursery.start_soon(crowd.watch)
         listeners = _inherited(sockets) or await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
-        linger_s = LINGER_S if sockets else 0.0
-        await _accept(front, listeners, phases=phases, linger_s=linger_s, task_status=task_status)
+        await _accept(front, listeners, phases=phases, are_ours=not sockets, task_status=task_status)
         await lifespan.wait_for_shutdown()
         lifespan_nursery.cancel_scope.cancel()
 
@@ -157,7 +159,7 @@ async def _accept(
     listeners: list[trio.SocketListener],
     *,
     phases: FrontPhases,
-    linger_s: float,
+    are_ours: bool,
     task_status: trio.TaskStatus[list[tuple[str, int]]],
 ) -> None:
     """Run the listeners inside the block of their connections: these end later."""
@@ -169,13 +171,23 @@ async def _accept(
             accepting.start_soon(serve)
             task_status.started([listener.socket.getsockname()[:2] for listener in listeners])
             await phases.quiet.wait()
+            # Trio closes what it listens on; who has connected already is served, unless the next router does it.
+            ours = [trio.SocketListener(listener.socket.dup()) for listener in listeners if are_ours]
             accepting.cancel_scope.cancel()
-        for listener in listeners:
-            await listener.aclose()
-        await trio.sleep(linger_s)
-        await front.context.terminated.set()  # idle keep-alive connections close now, busy ones after their answer
+        for listener in ours:
+            await _accept_waiting(front, listener, connections)
         await phases.closing.wait()
         connections.cancel_scope.deadline = trio.current_time() + CLOSE_TIMEOUT_S
+
+
+async def _accept_waiting(front: _Front, listener: trio.SocketListener, connections: trio.Nursery) -> None:
+    """Accept who has connected, then close the listener: that resets all others, perhaps with a request under way."""
+    poll = select.poll()
+    poll.register(listener.socket.fileno(), select.POLLIN)
+    with suppress(OSError), trio.move_on_after(CLOSE_TIMEOUT_S):
+        while poll.poll(0):
+            connections.start_soon(front.serve_connection, await listener.accept())
+    await listener.aclose()
 
 
 def _inherited(sockets: Sequence[socket.socket]) -> list[trio.SocketListener]:

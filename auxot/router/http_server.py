@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.trio.tcp_server import TCPServer
@@ -25,7 +25,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from auxot.router.asgi import TAKE_NOW
-from auxot.router.idle_timer import IdleTimer
+from auxot.router.idle_timer import LINGER_S, IdleTimer
 
 if TYPE_CHECKING:
     from hypercorn.config import Config
@@ -33,22 +33,39 @@ if TYPE_CHECKING:
 
     from auxot.router.connection import Connection
 
+FAREWELL_S = 1.0  # after the last answer, for its client to take it and to close
 MAX_MESSAGES = 10  # that wait for the application, each at most what one read gave: then the client must wait
 
 
 class HttpServer(TCPServer):
-    """One connection; `run` serves it until it is over."""
+    """One connection; `run` serves it until it is over.
+
+        open -> our side is closed: after the last answer, or when the connection is idle and no request is on its way
+             -> what the peer still sends is dropped, until it closes its side or the idle timer rings once more
+
+    Closed at once, with bytes of the peer unread or on their way, the kernel would send a reset, and a reset destroys
+    what the peer has not read yet of the last answer.
+    """
 
     stream: Any  # a Connection
     idle_task: Any  # an IdleTimer
     protocol: Any  # a ProtocolWrapper, until the end
 
     def __init__(
-        self, app: Any, config: Config, context: WorkerContext, state: dict[str, Any], connection: Connection
+        self,
+        app: Any,
+        config: Config,
+        context: WorkerContext,
+        state: dict[str, Any],
+        connection: Connection,
+        *,
+        leaving: trio.Event,
     ) -> None:
         shared = ConnectionState({**state, "connection": connection})
         super().__init__(app, config, context, shared, connection)  # type: ignore[arg-type]
-        self.idle_task = IdleTimer(context.terminated)
+        self.idle_task = IdleTimer(leaving)
+        self._is_over = False  # our side is closed
+        self._was_spared = False
 
     async def run(self) -> None:
         """Serve the connection, as hypercorn does in the clear."""
@@ -81,11 +98,15 @@ class HttpServer(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         """Write at once what the kernel takes; a write ends when it is cancelled."""
         connection: Connection = self.stream
-        if not isinstance(event, RawData):
-            await connection.release()
+        if isinstance(event, RawData):
+            if event.data and not connection.keep(event.data):
+                await connection.write(event.data)
+            return
+        await connection.release()
+        if isinstance(event, Closed):
+            await self._leave(FAREWELL_S)
+        elif isinstance(event, Updated) and not self._is_over:
             await super().protocol_send(event)
-        elif event.data and not connection.keep(event.data):
-            await connection.write(event.data)
 
     async def _read_data(self) -> None:
         """Read to the end, as hypercorn does but for its time limit on each read, which costs a cancel scope.
@@ -95,15 +116,35 @@ class HttpServer(TCPServer):
         connection: Connection = self.stream
         with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
             while received := await connection.receive_some():
-                await self.protocol.handle(RawData(received))
-            await self.protocol.handle(RawData(b""))
+                if not self._is_over:
+                    await self.protocol.handle(RawData(received))
+            if not self._is_over:
+                await self.protocol.handle(RawData(b""))
         await self.protocol.handle(Closed())
         connection.peer_has_left()
         self.idle_task.end()
 
     async def _idle_timeout(self) -> None:
-        """Close the connection: what the idle timer calls."""
-        await self._initiate_server_close()
+        """Go one step towards the end: what the idle timer calls.
+
+        A request that has just come in is left to the reader; once, or bytes that are none would do it for ever.
+        """
+        connection: Connection = self.stream
+        if self._is_over:
+            await connection.aclose()
+        elif connection.has_input() and not self._was_spared:
+            self._was_spared = True
+        else:
+            await self._leave(LINGER_S)
+
+    async def _leave(self, farewell_s: float) -> None:
+        """Close our side, and the rest when the idle timer rings."""
+        if not self._is_over:
+            self._is_over = True
+            connection: Connection = self.stream
+            connection.end_writing()
+            self.idle_task.ring_in(farewell_s)
+        await self.protocol.handle(Closed())
 
 
 class _Requests(TaskGroup):

@@ -1,4 +1,4 @@
-"""The job queue over a Redis stream and its consumer group; its Redis commands stand here and in `queue_repair`.
+"""The job queue over a Redis stream and its consumer group; its commands: here, `queue_group`, `queue_repair`.
 
     auxot:jobs            stream: job_id, data (the `job` message as the worker reads it), reply_to, meta
     workers               its consumer group; a consumer is a router, and RELEASED
@@ -27,7 +27,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from auxot.core.errors import StoreError, StoreLostError
 from auxot.core.logs import get_logger
 from auxot.router.bell import Bell, Doubt, MarkingBell
 from auxot.router.declined import Declined
@@ -35,7 +34,6 @@ from auxot.router.queue_entries import (
     ClaimedJob,
     ConsumerState,
     Depth,
-    Pending,
     QueuedJob,
     entry_fields,
     read_consumer_name,
@@ -43,14 +41,10 @@ from auxot.router.queue_entries import (
     read_pending,
     read_summary,
 )
+from auxot.router.queue_group import CLAIMABLE_IDLE_MS, GROUP, PAGE, RELEASED, ConsumerGroup
 from auxot.router.roster import Roster, RouterStatus, router_key
-from auxot.router.store import Argument, Command, Store
+from auxot.router.store import Store
 
-GROUP = "workers"
-RELEASED = "released"  # the pseudo consumer of entries that anybody may claim
-RELEASED_IDLE_MS = 30 * 24 * 3600 * 1000
-CLAIMABLE_IDLE_MS = RELEASED_IDLE_MS // 2  # no job runs that long
-PAGE = 100  # entries looked at in one command, where there can be many
 ALL = 1_000_000  # more than one router can have claimed
 
 __all__ = ["GROUP", "RELEASED", "ClaimedJob", "ConsumerState", "Depth", "JobQueue", "QueuedJob"]
@@ -103,7 +97,7 @@ class JobQueue:
         self.key = "auxot:jobs" if name == "jobs" else f"auxot:jobs:{name}"
         self._queued_channel = f"{self.key}:queued"
         self._released_channel = f"{self.key}:released"
-        self._remade_channel = f"{self.key}:remade"
+        self._group = ConsumerGroup(store=store, key=self.key, router_id=router_id, remade_channel=f"{self.key}:remade")
         self._max_attempts = max_attempts
         self._held: set[bytes] = set()  # delivered to us, not settled; at most the slots of our workers
         self._declined = Declined()
@@ -114,10 +108,10 @@ class JobQueue:
 
     async def open(self) -> None:
         """Say that this router lives, make stream, group and consumer if they are missing, and hang up the bells."""
-        await self._create_group()
+        await self._group.create()
         await self.heartbeat()  # this makes the consumer: one without a heartbeat would be swept
         await self.store.subscribe(router_key(self.router_id), self.doubt)
-        await self.store.subscribe(self._remade_channel, self.doubt)
+        await self.store.subscribe(self._group.remade_channel, self.doubt)
         await self.store.subscribe(self._queued_channel, self.bell)
         await self.store.subscribe(self._released_channel, self._released_bell)
 
@@ -134,7 +128,7 @@ class JobQueue:
 
     async def heartbeat(self) -> None:
         """Say that this router lives for another `heartbeat_ttl_s`, and what it has."""
-        last, _ = await self._with_group(
+        last, _ = await self._group.ask(
             self.roster.heartbeat(), ("XGROUP", "CREATECONSUMER", self.key, GROUP, self.router_id)
         )
         if last is None:
@@ -218,7 +212,7 @@ class JobQueue:
             False if it was not claimed any more: Redis lost it, or somebody else has settled it.
         """
         try:
-            replies = await self.store.transaction(self._removal(entry_id))
+            replies = await self.store.transaction(self._group.removal(entry_id))
         except BaseException:
             self._unacked.add(entry_id)
             self._may_have_orphans = True
@@ -241,7 +235,7 @@ class JobQueue:
         try:
             while self._unacked:
                 entry_ids = list(itertools.islice(self._unacked, PAGE))
-                await self.store.transaction(self._removal(*entry_ids))
+                await self.store.transaction(self._group.removal(*entry_ids))
                 self._unacked.difference_update(entry_ids)
         except BaseException:
             self._may_have_orphans = True
@@ -260,9 +254,11 @@ class JobQueue:
         if declines:
             self._declined.add(entry_id)
         try:
-            rows = await self._pending_of(self.router_id, start=entry_id, end=entry_id)
+            rows = await self._group.pending_of(self.router_id, start=entry_id, end=entry_id)
             options = ("RETRYCOUNT", rows[0].n_deliveries - 1) if rows and declines else ()
-            n_moved = await self._move_to_released(rows, min_idle_ms=rows[0].idle_ms, options=options) if rows else 0
+            n_moved = (
+                await self._group.move_to_released(rows, min_idle_ms=rows[0].idle_ms, options=options) if rows else 0
+            )
             await self._announce_released(n_moved)
         except BaseException:
             self._may_have_orphans = True
@@ -280,19 +276,19 @@ class JobQueue:
         Returns:
             True if it had never been claimed: it never runs.
         """
-        n_acked, n_deleted = await self.store.transaction(self._removal(entry_id))
+        n_acked, n_deleted = await self.store.transaction(self._group.removal(entry_id))
         return not n_acked and bool(n_deleted)
 
     async def depth(self) -> Depth:
         """Count the jobs in the queue, those of all routers."""
-        n_entries, summary = await self._with_group(("XLEN", self.key), ("XPENDING", self.key, GROUP))
+        n_entries, summary = await self._group.ask(("XLEN", self.key), ("XPENDING", self.key, GROUP))
         n_released = read_summary(summary).get(RELEASED, 0)
         n_claimed = summary[0] - n_released
         return Depth(waiting=n_entries - n_claimed, claimed=n_claimed)
 
     async def consumers(self) -> list[ConsumerState]:
         """Return every consumer of the group, RELEASED included if it exists."""
-        rows, summary = await self._with_group(("XINFO", "CONSUMERS", self.key, GROUP), ("XPENDING", self.key, GROUP))
+        rows, summary = await self._group.ask(("XINFO", "CONSUMERS", self.key, GROUP), ("XPENDING", self.key, GROUP))
         n_pending = read_summary(summary)
         return [ConsumerState(name=name, n_pending=n_pending.get(name, 0)) for name in map(read_consumer_name, rows)]
 
@@ -307,9 +303,9 @@ class JobQueue:
         was when it was listed.
         """
         n_moved, start = 0, b"-"
-        while rows := await self._pending_of(consumer, start=start):
+        while rows := await self._group.pending_of(consumer, start=start):
             min_idle_ms = max(1, min(row.idle_ms for row in rows))
-            n_moved += await self._move_to_released(rows, min_idle_ms=min_idle_ms)
+            n_moved += await self._group.move_to_released(rows, min_idle_ms=min_idle_ms)
             start = b"(" + rows[-1].entry_id
         await self._announce_released(n_moved)
         return n_moved
@@ -323,7 +319,7 @@ class JobQueue:
             )
         )
         for row in map(read_pending, rows):
-            await self._move_to_released([row], min_idle_ms=0, options=("RETRYCOUNT", row.n_deliveries, "FORCE"))
+            await self._group.move_to_released([row], min_idle_ms=0, options=("RETRYCOUNT", row.n_deliveries, "FORCE"))
         await self._announce_released(len(rows))
 
     async def announce_released(self) -> None:
@@ -335,18 +331,18 @@ class JobQueue:
         self._may_have_orphans = False
         await self.flush()
         start = b"-"
-        while rows := await self._pending_of(self.router_id, start=start):
+        while rows := await self._group.pending_of(self.router_id, start=start):
             ours = self._held | self._unacked  # an ack may have been interrupted while we were asking
             orphans = [row for row in rows if row.entry_id not in ours]
             for row in orphans:
-                await self._move_to_released([row], min_idle_ms=row.idle_ms)
+                await self._group.move_to_released([row], min_idle_ms=row.idle_ms)
             await self._announce_released(len(orphans))
             start = b"(" + rows[-1].entry_id
 
     async def _claim_released(self, count: int) -> list[ClaimedJob | bytes]:
         self._released_bell.is_rung = False
         declined = self._declined.current()
-        rows = await self._pending_of(RELEASED, count=count + len(declined))
+        rows = await self._group.pending_of(RELEASED, count=count + len(declined))
         if len(rows) >= count or declined:
             self._released_bell.ring()  # there may be more than we can take, and others may take these
         rows = [row for row in rows if row.entry_id not in declined][:count]
@@ -368,7 +364,7 @@ class JobQueue:
         command = ("XREADGROUP", "GROUP", GROUP, self.router_id, "COUNT", count, "STREAMS", self.key, ">")
         while True:
             held = self._held | self._unacked
-            [streams] = await self._with_group(command)
+            [streams] = await self._group.ask(command)
             if not streams:
                 return []
             [entries] = streams.values()
@@ -388,48 +384,7 @@ class JobQueue:
             _log.error("queue.unreadable_entry", entry_id=entry_id, reason=str(exc))
             return entry_id
 
-    async def _pending_of(
-        self, consumer: str, *, start: bytes = b"-", end: bytes = b"+", count: int = PAGE
-    ) -> list[Pending]:
-        [rows] = await self._with_group(("XPENDING", self.key, GROUP, start, end, count, consumer))
-        return [read_pending(row) for row in rows]
-
-    async def _move_to_released(
-        self, rows: Sequence[Pending], *, min_idle_ms: int, options: Sequence[Argument] = ()
-    ) -> int:
-        """Make entries claimable if they have been idle for that long; return how many. JUSTID: no delivery."""
-        ids = [row.entry_id for row in rows]
-        options = ("IDLE", RELEASED_IDLE_MS, "JUSTID", *options)
-        moved = await self.store.execute("XCLAIM", self.key, GROUP, RELEASED, min_idle_ms, *ids, *options)
-        return len(moved)
-
     async def _announce_released(self, n_moved: int) -> None:
         if n_moved:
             self._released_bell.ring()
             await self.store.execute("PUBLISH", self._released_channel, self.router_id)
-
-    def _removal(self, *entry_ids: bytes) -> tuple[Command, Command]:
-        """The two commands that take entries out; never one without the other."""
-        return ("XACK", self.key, GROUP, *entry_ids), ("XDEL", self.key, *entry_ids)
-
-    async def _with_group(self, *commands: Command) -> list[Any]:
-        """Run commands; if they fail, see to the group (no error tells that it is missing) and run them once more."""
-        try:
-            return await self.store.pipeline(commands)
-        except StoreLostError:
-            raise
-        except StoreError:
-            if await self._create_group():
-                _log.warning("queue.group_lost", stream=self.key)
-        return await self.store.pipeline(commands)  # also if it was there: another router may just have made it
-
-    async def _create_group(self) -> bool:
-        """Make stream and group, from the first entry on; return False if the group was there."""
-        try:
-            await self.store.execute("XGROUP", "CREATE", self.key, GROUP, 0, "MKSTREAM")
-        except StoreError as exc:
-            if str(exc).startswith("BUSYGROUP"):
-                return False
-            raise
-        await self.store.execute("PUBLISH", self._remade_channel, self.router_id)
-        return True

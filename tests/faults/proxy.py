@@ -29,6 +29,8 @@ class Proxy:
         delay_s: how long each read waits before it is passed on.
         max_bytes: a connection is cut when a random number of bytes, up to this, has gone through it in one direction:
             in the middle of a command, or between a command and its reply. None: it lives.
+        holds: the first words of the server that contain this, and what comes behind them, wait until `move`.
+        is_holding: set once they have come.
     """
 
     port: int
@@ -36,10 +38,13 @@ class Proxy:
     rng: random.Random = attrs.field(factory=random.Random)
     delay_s: float = 0.0
     max_bytes: int | None = None
+    holds: bytes = b""
+    is_holding: trio.Event = attrs.field(factory=trio.Event)
     n_cut: int = 0
     _open: dict[trio.SocketStream, trio.SocketStream] = attrs.field(factory=dict)  # client -> server
     _half_closed: set[trio.SocketStream] = attrs.field(factory=set)  # whoever is there has been told of an end
     _moves: trio.Event = attrs.field(factory=trio.Event)
+    _lets_go: trio.Event = attrs.field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
         self._moves.set()
@@ -72,6 +77,7 @@ class Proxy:
     def move(self) -> None:
         """Pass on again, what has waited first."""
         self._moves.set()
+        self._lets_go.set()
 
     async def serve(self, client: trio.SocketStream) -> None:
         """Pass bytes between a client and the target until one of them closes."""
@@ -97,6 +103,10 @@ class Proxy:
         with suppress(*BROKEN):
             while received := await source.receive_some(_READ_BYTES):
                 await trio.sleep(self.delay_s)
+                if self.holds and self.holds in received and sink in self._open:
+                    self.holds = b""
+                    self.is_holding.set()
+                    await self._lets_go.wait()
                 await self._moves.wait()
                 if n_left is not None and len(received) >= n_left:
                     await sink.send_all(received[:n_left])
