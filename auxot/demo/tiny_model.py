@@ -75,8 +75,13 @@ class _Tensor:
     content: bytes
 
 
-def write_tiny_model(path: Path) -> None:
+def write_tiny_model(path: Path, *, feed_forward: int = _FEED_FORWARD) -> None:
     """Write the model (2 MB) to `path`, which is then either whole or as it was before.
+
+    Args:
+        path: of the file.
+        feed_forward: the length of that layer, which adds nothing but time: with 16,384 (97 MiB) a token of a prompt
+            takes a core as long as one of a small model that is of use.
 
     Raises:
         OSError: the folder is missing, not writable, or full.
@@ -84,16 +89,16 @@ def write_tiny_model(path: Path) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(tiny_model())
+            file.write(tiny_model(feed_forward))
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink()
         raise
 
 
-def tiny_model() -> bytes:
+def tiny_model(feed_forward: int = _FEED_FORWARD) -> bytes:
     """Return the GGUF file's bytes."""
-    metadata, tensors = _metadata(), _tensors()
+    metadata, tensors = _metadata(feed_forward), _tensors(feed_forward)
     head = b"".join(
         [
             struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)),
@@ -130,7 +135,7 @@ def _successors() -> dict[int, int]:
     return follow
 
 
-def _metadata() -> list[bytes]:
+def _metadata(feed_forward: int) -> list[bytes]:
     chat_template = files("auxot.demo").joinpath("chat_template.jinja").read_text(encoding="utf-8")
     return [
         _entry("general.architecture", _STRING, _string("llama")),
@@ -138,7 +143,7 @@ def _metadata() -> list[bytes]:
         _uint32("llama.context_length", CONTEXT_LENGTH),
         _uint32("llama.embedding_length", _EMBEDDING),
         _uint32("llama.block_count", 1),
-        _uint32("llama.feed_forward_length", _FEED_FORWARD),
+        _uint32("llama.feed_forward_length", feed_forward),
         _uint32("llama.attention.head_count", _HEADS),
         _uint32("llama.attention.head_count_kv", _HEADS),
         _entry("llama.attention.layer_norm_rms_epsilon", _FLOAT32, struct.pack("<f", 1e-5)),
@@ -160,11 +165,11 @@ def _metadata() -> list[bytes]:
     ]
 
 
-def _tensors() -> list[_Tensor]:
+def _tensors(feed_forward: int) -> list[_Tensor]:
     tokens = range(len(_PIECES))
     vocabulary = (_EMBEDDING, len(_PIECES))
     into_head, out_of_head = (_EMBEDDING, _HEADS * _HEAD), (_HEADS * _HEAD, _EMBEDDING)
-    up, down, vector = (_EMBEDDING, _FEED_FORWARD), (_FEED_FORWARD, _EMBEDDING), (_EMBEDDING,)
+    up, down, vector = (_EMBEDDING, feed_forward), (feed_forward, _EMBEDDING), (_EMBEDDING,)
     ones = struct.pack("<f", 1.0) * _EMBEDDING
     logits = {(after, token): _CERTAIN for token, after in _successors().items()}
     logits[_TOKEN_ID[_AGAIN], _TOKEN_ID[_ANSWER_PIECES[-1]]] = _SECOND  # ignore_eos forbids the end of the turn

@@ -78,24 +78,22 @@ class Conversation:
         self.messages.append(response.json()["choices"][0]["message"])
 
 
-def converse(house: House) -> Tally:
+def converse(house: House, tally: Tally, *, n_turns: int = N_TURNS, n_at_once: int = N_AT_ONCE) -> None:
     """Have all conversations, some of them at the same time; their turns are mixed."""
-    tally = Tally()
     conversations = [Conversation(n, tally) for n in range(N_CONVERSATIONS)]
-    with house.client() as client, ThreadPoolExecutor(N_AT_ONCE) as pool:
-        for _ in range(N_TURNS):
+    with house.client() as client, ThreadPoolExecutor(n_at_once) as pool:
+        for _ in range(n_turns):
             for _ in pool.map(lambda conversation: conversation.take_turn(client), conversations):
                 pass
-    return tally
 
 
 def test_growing_conversations_are_read_once(tmp_path: Path, tiny_model: Path, llama_server_binary: Path) -> None:
     """A conversation's next turn goes to a worker that has to read its whole history again."""
-    tallies = {}
+    tallies: dict[str, Tally] = {}
     for affinity in ("true", "false"):
         folder = tmp_path / affinity
         with house_of_workers(folder, llama_server_binary, tiny_model, AUXOT_AFFINITY=affinity) as house:
-            tallies[affinity] = converse(house)
+            converse(house, tallies.setdefault(affinity, Tally()))
     warm, cold = tallies["true"], tallies["false"]
     assert warm.n_prompt == cold.n_prompt
     assert warm.n_read <= MAX_SHARE * cold.n_read
