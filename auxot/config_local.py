@@ -108,7 +108,10 @@ class BenchConfig:
     only: tuple[str, ...] = attrs.field(
         default=(),
         metadata=knob(
-            None, kinds.names(), flag="--only", help="loads to measure: one,64,256,full,slots,blocking; empty: all"
+            None,
+            kinds.names(),
+            flag="--only",
+            help="loads to measure: one,64,256,full,slots,queue,blocking; empty: all",
         ),
     )
     quick: bool = attrs.field(

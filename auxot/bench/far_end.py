@@ -17,7 +17,7 @@ import orjson
 import trio
 
 from auxot.bench.backend import backend
-from auxot.bench.load import Load
+from auxot.bench.load import FarTimes, Load
 from auxot.bench.process import BenchError, Target
 from auxot.bench.workers import workers
 
@@ -29,8 +29,8 @@ _PROGRAM = [sys.executable, "-c", "from auxot.bench.far_end import main; main()"
 
 
 @asynccontextmanager
-async def far_end(target: Target, load: Load, dispatch_us: list[int]) -> AsyncGenerator[None]:
-    """Run the far end for the length of the block; then `dispatch_us` has the times from request to there.
+async def far_end(target: Target, load: Load, times: FarTimes) -> AsyncGenerator[None]:
+    """Run the far end for the length of the block; then `times` has what it saw.
 
     Raises:
         BenchError: it did not come up.
@@ -53,7 +53,9 @@ async def far_end(target: Target, load: Load, dispatch_us: list[int]) -> AsyncGe
             raise BenchError("the made-up workers did not come up; what they said is above")
         yield
         await process.stdin.aclose()
-        dispatch_us += orjson.loads(b"".join([piece async for piece in process.stdout]))
+        seen = orjson.loads(b"".join([piece async for piece in process.stdout]))
+        times.dispatch_us += seen["dispatch_us"]
+        times.freed_us += seen["freed_us"]
     finally:
         process.kill()
         with trio.move_on_after(STOP_TIMEOUT_S, shield=True):
@@ -63,18 +65,18 @@ async def far_end(target: Target, load: Load, dispatch_us: list[int]) -> AsyncGe
 def main() -> None:
     """Be the far end."""
     task = orjson.loads(sys.stdin.buffer.readline(_MAX_LINE))
-    dispatch_us: list[int] = []
-    trio.run(_run, task, dispatch_us)
-    sys.stdout.buffer.write(orjson.dumps(dispatch_us))
+    times = FarTimes()
+    trio.run(_run, task, times)
+    sys.stdout.buffer.write(orjson.dumps(attrs.asdict(times)))
 
 
-async def _run(task: dict[str, Any], dispatch_us: list[int]) -> None:
+async def _run(task: dict[str, Any], times: FarTimes) -> None:
     load = Load(**task["load"])
     if task["gpu_key"]:
-        end = workers(task["url"], task["gpu_key"], load, dispatch_us)
+        end = workers(task["url"], task["gpu_key"], load, times)
     else:
         host, port = task["backend"]
-        end = backend(host, port, load, dispatch_us)
+        end = backend(host, port, load, times.dispatch_us)
     async with end:
         sys.stdout.buffer.write(_READY)
         sys.stdout.buffer.flush()

@@ -51,6 +51,11 @@ class Load:
         """Tokens in all."""
         return self.requests * self.tokens
 
+    @property
+    def has_line(self) -> bool:
+        """Whether jobs wait for slots."""
+        return self.clients > self.workers * self.slots
+
     def shortened(self, share: float) -> Load:
         """Return the same load for a part of the time."""
         if self.tokens > LEAST_TOKENS:
@@ -75,6 +80,16 @@ LOADS = (
         slots=4,
         requests=64,
         tokens=50,
+        rate=50,
+    ),
+    Load(
+        name="queue",
+        title="2 workers x 4 slots, 24 clients",
+        clients=24,
+        workers=2,
+        slots=4,
+        requests=400,
+        tokens=10,
         rate=50,
     ),
     Load(
@@ -147,12 +162,20 @@ class Tally:
 
 
 @attrs.define
+class FarTimes:
+    """What the far end sees, in microseconds."""
+
+    dispatch_us: list[int] = attrs.field(factory=list)  # asked -> job read by a worker
+    freed_us: list[int] = attrs.field(factory=list)  # end of an answer written -> next job read, where jobs wait
+
+
+@attrs.define
 class Samples:
     """What is seen while a load runs. All times are in microseconds."""
 
     later_us: list[int] = attrs.field(factory=list)  # written by a worker -> read by its client, without first tokens
     first_us: list[int] = attrs.field(factory=list)  # asked -> first token read
-    dispatch_us: list[int] = attrs.field(factory=list)  # asked -> job read by a worker
+    far: FarTimes = attrs.field(factory=FarTimes)
     n_wrong: int = 0  # tokens that are missing, doubled or out of order
     n_failed: int = 0  # requests without an answer
 
@@ -169,6 +192,7 @@ class Figures:
         delay_ms: p50 and p99 of what is added to a later token; None when there are none.
         first_ms: p50 and p99 from request to first token.
         dispatch_ms: p50 and p99 from request to worker.
+        freed_ms: p50 and p99 from a slot that is free to its next job; None where no jobs wait.
         n_wrong: tokens that are missing, doubled or out of order.
         n_failed: requests without an answer.
     """
@@ -180,6 +204,7 @@ class Figures:
     delay_ms: tuple[float, float] | None
     first_ms: tuple[float, float] | None
     dispatch_ms: tuple[float, float] | None
+    freed_ms: tuple[float, float] | None
     n_wrong: int
     n_failed: int
 
@@ -211,6 +236,7 @@ class Figures:
             "delay_ms": self.delay_ms,
             "first_ms": self.first_ms,
             "dispatch_ms": self.dispatch_ms,
+            "freed_ms": self.freed_ms,
             "n_wrong": self.n_wrong,
             "n_failed": self.n_failed,
         }
@@ -225,7 +251,8 @@ def figures(load: Load, samples: Samples, *, elapsed_s: float, cpu_s: float | No
         rss_mib=rss_mib,
         delay_ms=quantiles_ms(samples.later_us),
         first_ms=quantiles_ms(samples.first_us),
-        dispatch_ms=quantiles_ms(samples.dispatch_us),
+        dispatch_ms=quantiles_ms(samples.far.dispatch_us),
+        freed_ms=quantiles_ms(samples.far.freed_us),
         n_wrong=samples.n_wrong,
         n_failed=samples.n_failed,
     )
@@ -249,6 +276,7 @@ _COLUMNS = (
     "delay ms p50/p99",
     "first ms p50/p99",
     "to worker ms",
+    "free slot ms",
     "MiB",
     "lost",
 )
@@ -276,6 +304,7 @@ def _cells(row: Figures) -> tuple[str, ...]:
         _pair(row.delay_ms),
         _pair(row.first_ms),
         _pair(row.dispatch_ms),
+        _pair(row.freed_ms),
         "-" if row.rss_mib is None else f"{row.rss_mib:,.0f}",
         f"{row.n_wrong + row.n_failed * row.load.tokens:,}",
     )

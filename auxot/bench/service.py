@@ -104,7 +104,7 @@ async def _measure(target: Target, load: Load, note: Out) -> Figures:
     note(f"measuring {'a gateway' if target.backend else 'auxot-router'}: {load.title}")
     samples = Samples()
     try:
-        async with far_end(target, load, samples.dispatch_us):
+        async with far_end(target, load, samples.far):
             await run_clients(target, load.warm_up(), Samples())
             began, before_s = time.monotonic(), _cpu_s(target)
             await run_clients(target, load, samples)
@@ -112,7 +112,7 @@ async def _measure(target: Target, load: Load, note: Out) -> Figures:
             memory = rss_mib(target.pid) if target.pid else None
     except* BenchError as group:
         raise BenchError(str(first_error(group))) from group
-    del samples.dispatch_us[: load.warm_up().requests]
+    del samples.far.dispatch_us[: load.warm_up().requests]
     return figures(
         load,
         samples,

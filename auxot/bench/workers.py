@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -12,7 +13,7 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
-from auxot.bench.load import Load, asked_at_us, now_us, token, tokens_asked_for
+from auxot.bench.load import FarTimes, Load, asked_at_us, now_us, token, tokens_asked_for
 from auxot.bench.process import BenchError
 
 CONNECT_TIMEOUT_S = 30.0
@@ -20,18 +21,18 @@ _READ_BYTES = 256 * 1024
 
 
 @asynccontextmanager
-async def workers(url: str, gpu_key: str, load: Load, dispatch_us: list[int]) -> AsyncGenerator[None]:
+async def workers(url: str, gpu_key: str, load: Load, times: FarTimes) -> AsyncGenerator[None]:
     """Keep the load's workers connected for the length of the block.
 
     Args:
         url: `ws://HOST:PORT/ws`.
         gpu_key: what they say hello with.
         load: how many, and how they answer.
-        dispatch_us: gets the time from request to worker of each job.
+        times: gets those of each job.
     """
     async with trio.open_nursery() as nursery:
         for _ in range(load.workers):
-            worker = _Worker(url, gpu_key, load, dispatch_us)
+            worker = _Worker(url, gpu_key, load, times)
             with trio.fail_after(CONNECT_TIMEOUT_S):
                 await nursery.start(worker.run)
         yield
@@ -45,10 +46,11 @@ class _Worker:
     url: str
     gpu_key: str
     load: Load
-    dispatch_us: list[int]
+    times: FarTimes
     _stream: trio.SocketStream = attrs.field(init=False)
     _protocol: ClientProtocol = attrs.field(init=False)
     _writing: trio.Lock = attrs.field(factory=trio.Lock)
+    _freed_at_us: deque[int] = attrs.field(factory=deque)  # slots that wait for their next job
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Connect, say hello, and serve jobs for ever."""
@@ -65,9 +67,15 @@ class _Worker:
                 for data in await self._receive():
                     message = orjson.loads(data)
                     if message["type"] == "job":
-                        self.dispatch_us.append(now_us() - asked_at_us(data))
+                        self._note(data)
                         n_tokens = tokens_asked_for(data, self.load.tokens)
                         jobs.start_soon(self._answer, message["job_id"], n_tokens)
+
+    def _note(self, job: bytes) -> None:
+        now = now_us()
+        self.times.dispatch_us.append(now - asked_at_us(job))
+        if self.load.has_line and self._freed_at_us:
+            self.times.freed_us.append(now - self._freed_at_us.popleft())
 
     async def _introduce(self) -> None:
         capabilities = {"backend": "bench", "model": "bench", "ctx_size": 4096, "total_slots": self.load.slots}
@@ -83,6 +91,8 @@ class _Worker:
                 await trio.sleep_until(began + number / self.load.rate)
             await self._send(type="token", job_id=job_id, token=token(number))
         counts = {"input_tokens": 1, "output_tokens": n_tokens}
+        if self.load.has_line:
+            self._freed_at_us.append(now_us())
         await self._send(type="complete", job_id=job_id, full_response="", **counts)
 
     async def _send(self, **message: object) -> None:

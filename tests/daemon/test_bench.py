@@ -34,14 +34,15 @@ def rows_of(result: subprocess.CompletedProcess[str], name: str = "auxot") -> di
 
 def test_every_token_and_answer_is_seen(tmp_path: Path) -> None:
     """The benchmark measures answers that are not whole, or leaves figures out."""
-    rows = rows_of(bench(tmp_path, "--json", "--only", "one,full,blocking"))
-    assert set(rows) == {"one", "full", "blocking"}
+    rows = rows_of(bench(tmp_path, "--json", "--only", "one,full,queue,blocking"))
+    assert set(rows) == {"one", "full", "queue", "blocking"}
     for row in rows.values():
         assert (row["n_wrong"], row["n_failed"]) == (0, 0)
         assert row["cpu_us"] is not None
         assert row["rss_mib"] > 10
         assert row["dispatch_ms"][0] > 0
     assert rows["one"]["delay_ms"][0] > 0
+    assert rows["queue"]["freed_ms"][0] > 0
     assert rows["blocking"]["requests_per_s"] > 0
     assert rows["blocking"]["cpu_us"] > 0  # that of a short stream may be less than the clock shows
 

@@ -37,7 +37,7 @@ async def test_a_token_and_a_request_cost_no_more_than_they_did(load: Load, most
     """A change makes every token, or every request, twice as expensive, and nobody notices."""
     samples = Samples()
     with trio.fail_after(TIMEOUT_S):
-        async with running_router(tmp_path, {}) as target, far_end(target, load, samples.dispatch_us):
+        async with running_router(tmp_path, {}) as target, far_end(target, load, samples.far):
             assert target.pid is not None
             await run_clients(target, load.warm_up(), Samples())
             piece_us, cpu_us = _piece_us(), _cpu_us(target.pid)

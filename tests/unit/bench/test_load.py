@@ -52,7 +52,7 @@ def test_the_prompt_tells_when_it_was_sent() -> None:
 def test_a_row_of_the_table() -> None:
     """Figures are shown in the wrong unit."""
     load = attrs.evolve(LOADS[0], requests=2, tokens=100)
-    samples = Samples(later_us=[1000] * 100, first_us=[2000], dispatch_us=[])
+    samples = Samples(later_us=[1000] * 100, first_us=[2000])
     row = figures(load, samples, elapsed_s=4.0, cpu_s=0.002, rss_mib=70.2)
     assert row.as_dict() == {
         "load": "one",
@@ -63,9 +63,10 @@ def test_a_row_of_the_table() -> None:
         "delay_ms": (1.0, 1.0),
         "first_ms": (2.0, 2.0),
         "dispatch_ms": None,
+        "freed_ms": None,
         "n_wrong": 0,
         "n_failed": 0,
     }
     head, line = table([row]).splitlines()
     assert len(head) == len(line)
-    assert " ".join(line.split()) == "1 stream, 50 tokens/s 50 0 10.0 1.00 / 1.00 2.00 / 2.00 - 70 0"
+    assert " ".join(line.split()) == "1 stream, 50 tokens/s 50 0 10.0 1.00 / 1.00 2.00 / 2.00 - - 70 0"
