@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import attrs
 import trio
@@ -76,6 +76,28 @@ class Asked:
 
 
 @attrs.frozen(kw_only=True)
+class _Order:
+    """What is kept of a job while it waits and runs: of its prompt only the encoded message, which the queue shares."""
+
+    job_id: str
+    frame: bytes = attrs.field(repr=False)
+    needs: str | None
+    max_tokens: int | None
+    can_be_continued: bool
+
+    @classmethod
+    def of(cls, asked: Asked) -> Self:
+        job = asked.job
+        return cls(
+            job_id=job.job_id,
+            frame=encode(job),
+            needs=asked.needs or FEATURE_OF_KIND.get(job.kind),
+            max_tokens=job.max_tokens,
+            can_be_continued=can_be_continued(job),
+        )
+
+
+@attrs.frozen(kw_only=True)
 class Endpoint:
     """One dialect's generation endpoint, as an ASGI application. `ask` is what other kinds of endpoints replace."""
 
@@ -128,8 +150,10 @@ class Endpoint:
         n_body_bytes = len(body)
         del body  # megabytes, while the answer may take minutes
         await self._fetch_images(asked.job, receive, place=place, n_body_bytes=n_body_bytes)
+        order, answer, stream = _Order.of(asked), asked.answer, asked.stream
+        del asked  # as above
         record = JobRecord(
-            job_id=asked.job.job_id,
+            job_id=order.job_id,
             accepted_at=accepted_at,
             router_id=self.router_id,
             request_id=scope[REQUEST_ID],
@@ -137,7 +161,8 @@ class Endpoint:
         )
         exchange = _Exchange(
             endpoint=self,
-            asked=asked,
+            order=order,
+            answer=answer,
             record=record,
             place=place,
             receive=receive,
@@ -150,7 +175,7 @@ class Endpoint:
             headers = job_headers(record)
             await send_error(send, dialect=self.dialect, error=exc, request_id=record.request_id, headers=headers)
         finally:
-            self._log_end(record, stream=asked.stream)
+            self._log_end(record, stream=stream)
 
     async def _fetch_images(self, job: Job, receive: Receive, *, place: Place, n_body_bytes: int) -> None:
         """Put the images that a job names by address into it, as long as the client is there."""
@@ -181,18 +206,20 @@ class Endpoint:
         """
         dialect, connection = self.dialect, writable_connection(scope)
         chat = dialect.parse(body, job_id=f"chatcmpl-{os.urandom(12).hex()}", now=now)
-        chat = attrs.evolve(chat, request_id=scope[REQUEST_ID])
+        job = chat.job
         self.catalog.check(chat.model)
+        # What writes the answer lives as long as that, and needs nothing of the prompt.
+        chat = attrs.evolve(chat, request_id=scope[REQUEST_ID], job=Job(job_id=job.job_id, messages=()))
 
         def write(transcript: Transcript) -> WholeAnswer:
             return WholeAnswer(dialect.response(chat, transcript))
 
         answer = (
-            self.streaming(lambda: dialect.encoder(chat), connection, job_id=chat.job.job_id)
+            self.streaming(lambda: dialect.encoder(chat), connection, job_id=job.job_id)
             if chat.stream
             else CollectedAnswer(write, connection)
         )
-        return Asked(job=chat.job, answer=answer, stream=chat.stream)
+        return Asked(job=job, answer=answer, stream=chat.stream)
 
     def streaming(
         self, make_encoder: Callable[[], StreamEncoder], connection: Connection | None, *, job_id: str
@@ -237,7 +264,8 @@ class _Exchange:
     """A request that was understood, with the job that it became."""
 
     endpoint: Endpoint
-    asked: Asked
+    order: _Order
+    answer: ClientAnswer
     record: JobRecord
     place: Place
     receive: Receive
@@ -246,9 +274,9 @@ class _Exchange:
 
     async def run(self) -> None:
         """Queue the job, send its answer, and leave nothing behind however this ends."""
-        job, limits = self.asked.job, self.endpoint.limits
-        admission, place, frame = self.endpoint.pool.admission, self.place, encode(job)
-        admission.resize(place, len(frame))
+        order, limits = self.order, self.endpoint.limits
+        admission, place = self.endpoint.pool.admission, self.place
+        admission.resize(place, len(order.frame))
 
         def on_started() -> None:
             limits.until_started.stop(on_overtime)
@@ -259,13 +287,13 @@ class _Exchange:
 
         open_job = OpenJob(
             record=self.record,
-            answer=self.asked.answer,
-            frame=frame,
+            answer=self.answer,
+            frame=order.frame,
             place=place,
-            needs=self.asked.needs or FEATURE_OF_KIND.get(job.kind),
-            max_tokens=job.max_tokens,
+            needs=order.needs,
+            max_tokens=order.max_tokens,
             on_started=on_started,
-            draft=Draft() if can_be_continued(job) else None,
+            draft=Draft() if order.can_be_continued else None,
         )
         limits.until_started.start(on_overtime)
         limits.in_all.start(on_overtime)
@@ -278,7 +306,7 @@ class _Exchange:
             limits.in_all.stop(on_overtime)
             await self.endpoint.pool.withdraw(open_job)  # noqa: ASYNC102 -- it shields itself, with a deadline
         # Nothing listens to the client any more, so hypercorn may recycle the connection in peace.
-        await self.asked.answer.send_end(self.send, self._headers)
+        await self.answer.send_end(self.send, self._headers)
 
     async def _submit(self, open_job: OpenJob) -> None:
         try:
@@ -291,7 +319,7 @@ class _Exchange:
 
     async def _answer_while_connected(self) -> None:
         """Send the answer, all but its end; raises what ended the job before anything was sent."""
-        answer = self.asked.answer
+        answer = self.answer
         if self.connection is not None:
             self.connection.when_peer_leaves(answer.give_up)
             try:
