@@ -28,6 +28,7 @@ async def serving(binary: Path, model: Path) -> AsyncGenerator[httpx.AsyncClient
     """Run a llama-server for the block."""
     port = free_port()
     argv = [str(binary), "-m", str(model), "--jinja", "-np", "4", "-c", "163840", "--host", "127.0.0.1"]
+    argv += ["--threads", "1"]  # several wait for each other by spinning, for minutes where the cores have other work
     async with trio.open_nursery() as nursery:
         run = partial(trio.run_process, [*argv, "--port", str(port)], capture_stdout=True, capture_stderr=True)
         await nursery.start(run)
