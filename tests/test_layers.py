@@ -45,6 +45,7 @@ PURE = (
     "auxot.router.offer",
     "auxot.router.openapi*",
     "auxot.router.quotas",
+    "auxot.router.shares",
     "auxot.router.web_address",
     "auxot.units.launchd",
     "auxot.units.systemd",

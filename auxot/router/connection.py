@@ -47,6 +47,10 @@ class Connection:
         except OSError:
             return ""
 
+    async def glimpse(self, n_bytes: int) -> bytes:
+        """Return the first bytes that have come, at most so many, without reading them; b"" if the peer has left."""
+        return await self.socket.recv(n_bytes, socket.MSG_PEEK)
+
     async def peek_line(self) -> bytes:
         """Return the first line received so far, to be replayed; empty if the peer left or the line is too long."""
         head = b""

@@ -118,6 +118,11 @@ class Crowd:
             if not place.n_engagements:
                 self._be_idle(place)
 
+    def is_engaged(self, connection: Connection) -> bool:
+        """Whether a connection is engaged."""
+        place = self._places.get(connection)
+        return place is not None and place.n_engagements > 0
+
     async def watch(self) -> None:
         """Drop connections whose peers have closed them, for ever."""
         while True:

@@ -158,12 +158,16 @@ class Dispatcher:
 
     async def _claim(self) -> None:
         """Claim and hand over until the queue is empty or every slot is taken."""
-        while len(self._held) < MAX_CLAIM and (free := self.fleet.n_free_slots(at_most=MAX_CLAIM)):
+        while len(self._held) < MAX_CLAIM and (free := self._n_wanted()):
             claimed_jobs = await self.queue.claim(free)
             self._held.extend(map(self._counted, claimed_jobs))
             await self._hand_over()
             if len(claimed_jobs) < free:  # no more wait, or the bell has been rung
                 return
+
+    def _n_wanted(self) -> int:
+        """Return how many jobs to claim: for each free slot one, and those that have been claimed in advance."""
+        return max(self.fleet.n_free_slots(at_most=MAX_CLAIM), self.queue.n_early)
 
     def _counted(self, claimed: ClaimedJob) -> ClaimedJob:
         """Return a claimed job with the attempts of the entries before it; to be asked once."""

@@ -4,12 +4,13 @@ The choice is the worker with the fewest running jobs among those with a free sl
 waited longest. Workers with a free slot stand in buckets by their number of running jobs, so that choosing and moving
 one costs the same with four workers and with a thousand.
 
-Owned by the router's event loop; nothing here blocks. `bell` is rung when a slot has become free.
+Owned by the router's event loop; nothing here blocks. `bell` is rung when a slot has become free, and `on_slots` told
+when there are more or fewer of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
@@ -41,6 +42,10 @@ MemberT = TypeVar("MemberT", bound=Member)
 _NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
+def _ignore(n_slots: int) -> None:
+    """Do nothing."""
+
+
 @attrs.frozen(kw_only=True)
 class FleetCount:
     """The figures of `/health`."""
@@ -61,6 +66,9 @@ class Fleet(Generic[MemberT]):
 
     bell: Bell
     lost_jobs_at: float = float("-inf")  # when (trio's clock) a worker was last lost with jobs
+    on_slots: Callable[[int], None] = _ignore  # called with the number of all slots when it changes
+    _n_slots: int = 0
+    _slots_of: dict[str, int] = attrs.field(factory=dict)  # worker id -> slots
     _members: dict[str, MemberT] = attrs.field(factory=dict)
     _bucket_of: dict[str, int] = attrs.field(factory=dict)  # worker id -> running jobs, if it has a free slot
     _buckets: dict[int, dict[str, MemberT]] = attrs.field(factory=dict)
@@ -68,6 +76,7 @@ class Fleet(Generic[MemberT]):
     def update(self, member: MemberT) -> None:
         """Note that a worker has come, or that its slots or running jobs have changed."""
         self._members[member.worker_id] = member
+        self._note_slots(member.worker_id, member.n_slots)
         had_free_slot = self._leave_bucket(member.worker_id)
         if member.n_running < member.n_slots:
             self._buckets.setdefault(member.n_running, {})[member.worker_id] = member
@@ -78,6 +87,7 @@ class Fleet(Generic[MemberT]):
     def remove(self, member: MemberT) -> None:
         """Forget a worker that has gone. Safe to call twice."""
         self._members.pop(member.worker_id, None)
+        self._note_slots(member.worker_id, 0)
         self._leave_bucket(member.worker_id)
 
     def choose(self, *, needs: str | None = None, reserved: Mapping[str, int] = _NOTHING) -> MemberT | None:
@@ -138,6 +148,15 @@ class Fleet(Generic[MemberT]):
     def members(self) -> list[MemberT]:
         """Return the workers, in no order."""
         return list(self._members.values())
+
+    def _note_slots(self, worker_id: str, n_slots: int) -> None:
+        change = n_slots - self._slots_of.get(worker_id, 0)
+        if change:
+            self._slots_of[worker_id] = n_slots
+            self._n_slots += change
+            self.on_slots(self._n_slots)
+        if not n_slots:
+            self._slots_of.pop(worker_id, None)
 
     def _leave_bucket(self, worker_id: str) -> bool:
         load = self._bucket_of.pop(worker_id, None)

@@ -122,14 +122,18 @@ class Pool:
         data = open_job.next_frame()
         entry = QueuedJob(job_id=record.job_id, data=data, reply_to=self.router_id, meta=encode_meta(meta))
         open_job.is_queued, open_job.entry_seen_at = True, trio.current_time()
-        open_job.entry_id = await self.queue.enqueue(entry, is_announced=not self._has_idle_worker(meta.needs))
+        enqueue = self.queue.enqueue_and_claim if self._has_idle_worker(meta.needs) else self.queue.enqueue
+        open_job.entry_id = await enqueue(entry)
 
     def _has_idle_worker(self, needs: str | None) -> bool:
         """Whether a job is best claimed here, though there are other routers: one of our workers has nothing to do."""
         if self.correspondence.mailbox is None:
             return False  # there are no others
         member = self.fleet.choose(needs=needs)
-        return member is not None and not member.n_running
+        if member is None or member.n_running:
+            return False
+        n_early = self.queue.n_early  # those have a slot each, too
+        return not n_early or self.fleet.n_free_slots(at_most=n_early + 1) > n_early
 
     async def queue_again(self, open_job: OpenJob) -> None:
         """Give a job whose entry is lost a new one; what is still said of the old one counts no more.

@@ -2,15 +2,17 @@
 
     parent
     |- a listening socket for each child, of one SO_REUSEPORT group: the kernel spreads connections over them
+    |- what the children share, to hand each other the connections that another can serve better, see `siblings`
     |- a task for each child: start -> ready -> (died: again, after a pause) -> stopped
     |- a task for what it says: each child takes the parent for its service manager (ready, alive)
     '- signals: TERM and INT stop the children, HUP is passed on
 
-A Python process computes on one core; so many processes use so many. Each is a whole router with its own workers; jobs
-and answers go between them through Redis, as between routers on several hosts.
+A Python process computes on one core; so many processes use so many. Each is a whole router with its own workers, and
+new clients are handed to one that has a slot for them. Where that has changed since (a client stays where it is), jobs
+and answers go between the processes through Redis, as between routers on several hosts.
 
-The sockets stay open in the parent: while a child is started again, connections that the kernel gives to it wait, and
-none is refused. The first child is started alone, so that a setting that cannot work is told once.
+The sockets stay open in the parent: while a child is started again, connections that the kernel or its siblings give
+to it wait, and none is refused. The first child is started alone, so that a setting that cannot work is told once.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from auxot.core.logs import Logger, get_logger
 from auxot.core.notify import Notifier, take_notifier
 from auxot.router.activation import BACKLOG, take_sockets
 from auxot.router.heritage import with_heritage
+from auxot.router.siblings import Family, found_family
 from auxot.router.stopping import Terminal
 
 START_TIMEOUT_S = 60.0
@@ -96,14 +99,18 @@ async def run_processes(plan: ProcessPlan) -> int:
     """
     notifier, given = take_notifier(os.environ), take_sockets(os.environ)
     lifeline, our_end = os.pipe()
+    family = found_family(plan.n_processes)
     try:
         with (
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
             _children(plan, given) as children,
         ):
-            parent = _Parent(plan=plan, children=children, lifeline=lifeline, notifier=notifier, keeps=bool(given))
+            parent = _Parent(
+                plan=plan, children=children, lifeline=lifeline, family=family, notifier=notifier, keeps=bool(given)
+            )
             return await parent.run(signals)
     finally:
+        family.close()
         os.close(our_end)
         os.close(lifeline)
 
@@ -165,6 +172,7 @@ class _Parent:
     plan: ProcessPlan
     children: list[_Child]
     lifeline: int
+    family: Family
     notifier: Notifier
     keeps: bool  # the sockets are a service manager's, for the next parent
     exit_code: int = 0
@@ -220,13 +228,19 @@ class _Parent:
 
     async def _run_once(self, child: _Child) -> int:
         """Run a child process until it ends; return its exit code."""
-        environ = with_heritage(os.environ, sockets=child.sockets, lifeline=self.lifeline)
+        environ = with_heritage(
+            os.environ, sockets=child.sockets, lifeline=self.lifeline, family=self.family, number=child.number
+        )
         environ |= {"NOTIFY_SOCKET": str(child.ear_path), "WATCHDOG_USEC": str(round(self.plan.watchdog_s * 1e6))}
         process = child.process = await trio.lowlevel.open_process(
             list(self.plan.program),
             env=environ,
             stdin=DEVNULL,
-            pass_fds=[self.lifeline, *(one.fileno() for one in child.sockets)],
+            pass_fds=[
+                self.lifeline,
+                *(one.fileno() for one in child.sockets),
+                *self.family.descriptors(child.number),
+            ],
             start_new_session=True,  # a terminal's Ctrl-C is for the parent, which tells its children
         )
         self._log.info("process.started", number=child.number, pid=process.pid)
@@ -244,6 +258,7 @@ class _Parent:
                 process.kill()
                 with trio.move_on_after(KILL_AFTER_S, shield=True):
                     await process.wait()
+            self.family.board.clear(child.number)
 
     async def _listen(self, child: _Child) -> None:
         """Hear what a child says; end one that has fallen silent."""

@@ -27,6 +27,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from auxot.core.errors import StoreError
 from auxot.core.logs import get_logger
 from auxot.router.bell import Bell, Doubt, MarkingBell
 from auxot.router.declined import Declined
@@ -43,7 +44,7 @@ from auxot.router.queue_entries import (
 )
 from auxot.router.queue_group import CLAIMABLE_IDLE_MS, GROUP, PAGE, RELEASED, ConsumerGroup
 from auxot.router.roster import Roster, RouterStatus, router_key
-from auxot.router.store import Store
+from auxot.router.store import Command, Store
 
 ALL = 1_000_000  # more than one router can have claimed
 
@@ -92,6 +93,7 @@ class JobQueue:
         self.bell = Bell()
         self.reconnected = Bell()
         self._released_bell = MarkingBell(self.bell)  # released entries may exist
+        self._queued_bell = MarkingBell(self.bell)  # new entries may exist that were added by others, or before ours
         self.doubt = Doubt(self.reconnected)
         self.roster = Roster(store, router_id=router_id, ttl_s=heartbeat_ttl_s)
         self.key = "auxot:jobs" if name == "jobs" else f"auxot:jobs:{name}"
@@ -105,6 +107,8 @@ class JobQueue:
         self._may_have_orphans = True  # entries that are ours in Redis, but that we do not hold
         self._is_claiming = False
         self._has_unannounced = False  # entries of ours that only we know of: others look once a second
+        self._early: list[ClaimedJob | bytes] = []  # claimed by `enqueue_and_claim`, for the next `claim`
+        self._n_reading = 0  # calls of it that wait for their reply
 
     async def open(self) -> None:
         """Say that this router lives, make stream, group and consumer if they are missing, and hang up the bells."""
@@ -112,7 +116,7 @@ class JobQueue:
         await self.heartbeat()  # this makes the consumer: one without a heartbeat would be swept
         await self.store.subscribe(router_key(self.router_id), self.doubt)
         await self.store.subscribe(self._group.remade_channel, self.doubt)
-        await self.store.subscribe(self._queued_channel, self.bell)
+        await self.store.subscribe(self._queued_channel, self._queued_bell)
         await self.store.subscribe(self._released_channel, self._released_bell)
 
     async def close(self) -> None:
@@ -157,6 +161,51 @@ class JobQueue:
         entry_id: bytes = replies[0]
         return entry_id
 
+    @property
+    def n_early(self) -> int:
+        """How many jobs the next `claim` has for certain, or may have: of `enqueue_and_claim`."""
+        return len(self._early) + self._n_reading
+
+    async def enqueue_and_claim(self, job: QueuedJob) -> bytes:
+        """Put a job at the end, and claim the first one in the same go; return the entry id of ours.
+
+        That is our own where no older one waits. Between an `enqueue` and a claim of ours others could take it, which
+        have a free slot as well, and then we take theirs. The caller must see to it that the next `claim` is called
+        with a count of at least `n_early`. Cancelled or StoreLostError: as `enqueue` and `claim`.
+        """
+        if self._is_claiming or self._may_have_orphans:  # what we claim now could be taken for an orphan
+            return await self.enqueue(job, is_announced=False)
+        add = ("XADD", self.key, "*", *entry_fields(job))
+        held = self._held | self._unacked
+        self._n_reading += 1
+        try:
+            entry_id, streams = await self.store.try_each((add, self._read_new(1)))
+        except BaseException:
+            self._may_have_orphans = self._has_unannounced = True
+            raise
+        finally:
+            self._n_reading -= 1
+            self.bell.ring()
+        if isinstance(entry_id, StoreError):
+            self._may_have_orphans = True  # what was claimed all the same is given back
+            raise entry_id
+        self._take_early(streams, added=entry_id, held=held)
+        return bytes(entry_id)
+
+    def _take_early(self, streams: Any, *, added: bytes, held: set[bytes]) -> None:
+        """Note what `enqueue_and_claim` has claimed, a StoreError if that has failed."""
+        if isinstance(streams, StoreError) or not streams:  # the next claim sees to it
+            self._has_unannounced = self._queued_bell.is_rung = True
+            return
+        [[entry]] = streams.values()
+        if entry[0] in held:
+            self._may_have_orphans = True  # as in `_claim_new`
+        else:
+            self._held.add(entry[0])
+            self._early.append(self._read(entry, 1))
+        if entry[0] != added:
+            self._has_unannounced = self._queued_bell.is_rung = True
+
     async def announce_left(self) -> None:
         """Ring the bells of all routers if entries that were not announced may be left; to be called after claims."""
         if self._has_unannounced:
@@ -183,19 +232,31 @@ class JobQueue:
             return await self._claim(count)
         except BaseException:  # what the lost replies would have given is found by the next claim
             self._may_have_orphans = self._has_unannounced = True
-            self._released_bell.is_rung = True
+            self._released_bell.is_rung = self._queued_bell.is_rung = True
             raise
         finally:
             self._is_claiming = False
 
     async def _claim(self, count: int) -> list[ClaimedJob]:
-        if self._may_have_orphans:
+        if self._may_have_orphans and not self._n_reading:  # then the bell is going to be rung
             await self._recover()
-        jobs = await self._claim_released(count) if self._released_bell.is_rung else []
+        jobs, self._early = self._early[:count], self._early[count:]
+        has_news = self._queued_bell.is_rung or self._released_bell.is_rung
+        if jobs and not has_news:  # nobody else's wait, or their bells are still to ring
+            return await self._readable(jobs)
+        if self._released_bell.is_rung and len(jobs) < count:
+            jobs += await self._claim_released(count - len(jobs))
         if len(jobs) < count:
+            self._queued_bell.is_rung = False
             had_unannounced, self._has_unannounced = self._has_unannounced, False
             jobs += await self._claim_new(count - len(jobs))
             self._has_unannounced |= had_unannounced and len(jobs) >= count
+        if len(jobs) >= count:
+            self._queued_bell.is_rung = True  # more may wait than there were slots for
+        return await self._readable(jobs)
+
+    async def _readable(self, jobs: Sequence[ClaimedJob | bytes]) -> list[ClaimedJob]:
+        """Take the entries that cannot be read out of the queue; return the others."""
         for unreadable in (job for job in jobs if isinstance(job, bytes)):
             await self.ack(unreadable)
             self.bell.ring()
@@ -361,10 +422,9 @@ class JobQueue:
         return [self._read(won[row.entry_id], row.n_deliveries) for row in rows]
 
     async def _claim_new(self, count: int) -> list[ClaimedJob | bytes]:
-        command = ("XREADGROUP", "GROUP", GROUP, self.router_id, "COUNT", count, "STREAMS", self.key, ">")
         while True:
             held = self._held | self._unacked
-            [streams] = await self._group.ask(command)
+            [streams] = await self._group.ask(self._read_new(count))
             if not streams:
                 return []
             [entries] = streams.values()
@@ -374,6 +434,10 @@ class JobQueue:
                 self._may_have_orphans = True  # it may have been released meanwhile
             if fresh:
                 return [self._read(entry, 1) for entry in fresh]
+
+    def _read_new(self, count: int) -> Command:
+        """Return the command that claims so many entries that were never delivered."""
+        return ("XREADGROUP", "GROUP", GROUP, self.router_id, "COUNT", count, "STREAMS", self.key, ">")
 
     def _read(self, entry: Sequence[Any], attempt: int) -> ClaimedJob | bytes:
         """Return the job of an entry, or the entry's id if it cannot be read."""

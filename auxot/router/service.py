@@ -37,7 +37,7 @@ from auxot.router.app import App
 from auxot.router.assembly import Router, catalog_of, offer_of, open_pool, parts_of, start_limits
 from auxot.router.auth import KeyVerifier
 from auxot.router.crowd import raise_descriptor_limit
-from auxot.router.front import FrontPhases, serve_front
+from auxot.router.front import FrontPhases, Site, serve_front
 from auxot.router.handshake import Doorkeeper
 from auxot.router.heritage import Heritage
 from auxot.router.key_file import KeyFile
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from auxot.router.keyring import NamedKey
     from auxot.router.pages import Parts
     from auxot.router.pool import Pool
+    from auxot.router.siblings import Siblings
 
 __all__ = ["BindError", "FrontPhases", "Router", "main", "serve"]  # FrontPhases: what `serve` is steered by
 
@@ -88,7 +89,8 @@ async def main(
                 if heritage is not None:
                     main_nursery.start_soon(heritage.watch)
                 async with trio.open_nursery() as serving:
-                    start = partial(serve, config, phases=phases, sockets=sockets)
+                    siblings = heritage.siblings if heritage is not None else None
+                    start = partial(serve, config, phases=phases, sockets=sockets, siblings=siblings)
                     reloader.router = router = await serving.start(start)
                     garbage.set_up()
                     main_nursery.start_soon(notifier.run, router.status)
@@ -106,6 +108,7 @@ async def serve(
     *,
     phases: FrontPhases,
     sockets: Sequence[socket.socket] = (),
+    siblings: Siblings | None = None,
     task_status: trio.TaskStatus[Router] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a router until `phases.quiet` is set and its answers have ended.
@@ -114,6 +117,7 @@ async def serve(
         config: every setting.
         phases: the caller sets `quiet` to stop it.
         sockets: listens already, in place of the address of the settings.
+        siblings: processes that connections are handed to and come from.
         task_status: started when it accepts requests.
 
     Raises:
@@ -150,7 +154,10 @@ async def serve(
             limits = start_limits(config, background)
             catalog = catalog_of(config, offer)
             parts = parts_of(config, catalog, pool=pool, verifier=verifier, limits=limits, phases=phases, log=log)
-            await _serve_front(config, parts, phases=phases, sockets=sockets, task_status=task_status)
+            if siblings is not None:
+                pool.fleet.on_slots = siblings.note_slots
+            site = Site(host=config.host, port=config.port, sockets=sockets, siblings=siblings)
+            await _serve_front(config, parts, site, phases=phases, task_status=task_status)
             if pool.correspondence.mailbox is not None:
                 with trio.move_on_after(CLOSE_TIMEOUT_S / 2):
                     await pool.correspondence.mailbox.wait_written()
@@ -175,9 +182,9 @@ def _start_mail(pool: Pool, store: Store, background: trio.Nursery) -> None:
 async def _serve_front(
     config: RouterConfig,
     parts: Parts,
+    site: Site,
     *,
     phases: FrontPhases,
-    sockets: Sequence[socket.socket],
     task_status: trio.TaskStatus[Router],
 ) -> None:
     """Serve until told to be quiet, let the answers end within the grace, then close everything."""
@@ -193,11 +200,9 @@ async def _serve_front(
         serve_front,
         app=App(parts),
         serve_worker=doorkeeper.serve,
-        host=config.host,
-        port=config.port,
+        site=site,
         phases=phases,
         log=log,
-        sockets=sockets,
     )
     async with trio.open_nursery() as front_nursery:
         try:
@@ -207,7 +212,7 @@ async def _serve_front(
         log.info("router.ready", addresses=[f"{host}:{port}" for host, port in addresses], model=parts.catalog.name)
         task_status.started(Router(addresses=addresses, pool=pool, catalog=parts.catalog, stop=phases.quiet.set))
         await phases.quiet.wait()
-        if not sockets:
+        if not site.sockets:
             phases.refusing.set()
         await drain(pool, phases, grace_s=config.shutdown_grace_s)
         phases.closing.set()

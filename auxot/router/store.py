@@ -68,6 +68,10 @@ class Store(Protocol):
         """
         ...
 
+    async def try_each(self, commands: Sequence[Command]) -> list[Any]:
+        """Run commands as `pipeline` does; a StoreError stands in the place of the reply of each that failed."""
+        ...
+
     async def transaction(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands as one step: all or none of them, and nobody else's in between; return their replies.
 

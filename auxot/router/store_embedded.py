@@ -51,14 +51,19 @@ class EmbeddedStore:
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands, see `Store`. Cancelled: none has been run."""
+        replies = await self.try_each(commands)
+        for reply in replies:
+            if isinstance(reply, StoreError):
+                raise reply
+        return replies
+
+    async def try_each(self, commands: Sequence[Command]) -> list[Any]:
+        """Run commands, see `Store`. Cancelled: none has been run."""
         await trio.lowlevel.checkpoint_if_cancelled()
         replies = [self._run(command) for command in commands]
         self._n_calls += 1
         if self._n_calls % TURN_CALLS == 0:
             await trio.lowlevel.cancel_shielded_checkpoint()
-        for reply in replies:
-            if isinstance(reply, StoreError):
-                raise reply
         return replies
 
     async def transaction(self, commands: Sequence[Command]) -> list[Any]:

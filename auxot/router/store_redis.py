@@ -105,9 +105,13 @@ class RedisStore:
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands in one go, see `Store`."""
-        replies = await self._present().call(commands)
+        replies = await self.try_each(commands)
         raise_error_reply(replies)
         return replies
+
+    async def try_each(self, commands: Sequence[Command]) -> list[Any]:
+        """Run commands in one go, see `Store`."""
+        return await self._present().call(commands)
 
     async def transaction(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands as one step, see `Store`."""

@@ -54,6 +54,10 @@ class SteppedStore:
         replies: list[Any] = await self._call(lambda: self._store.pipeline(commands))
         return replies
 
+    async def try_each(self, commands: Sequence[Command]) -> list[Any]:
+        replies: list[Any] = await self._call(lambda: self._store.try_each(commands))
+        return replies
+
     async def transaction(self, commands: Sequence[Command]) -> list[Any]:
         replies: list[Any] = await self._call(lambda: self._store.transaction(commands))
         return replies
