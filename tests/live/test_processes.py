@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from auxot.demo.tiny_model import ANSWER
 from tests.live.processes import (
     API_KEY,
+    GPU_KEY,
     PROBE,
     Daemon,
     House,
@@ -65,9 +71,13 @@ def house(tmp_path: Path, redis: RedisServer) -> Iterator[House]:
 
 
 @pytest.fixture
-def worker(house: House, tiny_model: Path, llama_server_binary: Path) -> Iterator[Daemon]:
-    files = {"AUXOT_MODEL_FILE": str(tiny_model), "AUXOT_LLAMA_BINARY": str(llama_server_binary)}
-    with running_worker(house, **files) as worker:
+def worker_files(tiny_model: Path, llama_server_binary: Path) -> dict[str, str]:
+    return {"AUXOT_MODEL_FILE": str(tiny_model), "AUXOT_LLAMA_BINARY": str(llama_server_binary)}
+
+
+@pytest.fixture
+def worker(house: House, worker_files: dict[str, str]) -> Iterator[Daemon]:
+    with running_worker(house, **worker_files) as worker:
         worker.wait_for("link.open")
         wait_until(lambda: house.health()["all_routers"]["workers"] == 1, what="a worker", daemon=house.router)
         yield worker
@@ -82,17 +92,54 @@ def answer_of(house: House) -> str:
 
 
 def events(house: House, event: str) -> int:
-    return sum(line["event"] == event for line in house.router.log())
+    return len(lines(house, event))
+
+
+def lines(house: House, event: str) -> list[dict[str, Any]]:
+    return [line for line in house.router.log() if line["event"] == event]
+
+
+def n_descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_every_process_serves_the_one_worker(house: House, worker_files: dict[str, str]) -> None:
+    """A request is answered only by the process that its worker is connected to."""
+    assert len(children_of(house.router.pid)) == N_PROCESSES
+    with ExitStack() as stack:
+        clients = [stack.enter_context(house.client()) for _ in range(16)]
+        for client in clients:  # while nobody has a worker connections stay where the kernel puts them
+            assert client.get("/v1/models").is_success
+        stack.enter_context(running_worker(house, **worker_files))
+        wait_until(lambda: house.health()["all_routers"]["workers"] == 1, what="a worker", daemon=house.router)
+        for client in clients:
+            assert client.post("/v1/chat/completions", json=QUESTION).is_success
+    assert len({line["router_id"] for line in lines(house, "job.finished")}) == N_PROCESSES
 
 
 @pytest.mark.usefixtures("worker")
-def test_every_process_serves_the_one_worker(house: House) -> None:
-    """A request is answered only by the process that its worker is connected to."""
-    assert len(children_of(house.router.pid)) == N_PROCESSES
-    for _ in range(12):
+def test_a_client_is_handed_to_the_process_with_the_worker(house: House) -> None:
+    """Answers cross Redis, which costs four times the CPU, or each hand-over leaves a descriptor behind."""
+    assert answer_of(house) == ANSWER
+    children = children_of(house.router.pid)
+    before = [n_descriptors(child) for child in children]
+    for _ in range(16):
         assert answer_of(house) == ANSWER
-    accepted_by = {line["router_id"] for line in house.router.log() if line["event"] == "job.finished"}
-    assert len(accepted_by) == N_PROCESSES
+    [home] = {line["router_id"] for line in lines(house, "worker.ready")}
+    assert {line["router_id"] for line in lines(house, "job.finished")} == {home}
+    wait_until(lambda: [n_descriptors(child) for child in children] == before, what="the old number of descriptors")
+
+
+def test_workers_are_spread_over_the_processes(house: House) -> None:
+    """One process computes for all workers while the other has none."""
+    capabilities = {"backend": "llama.cpp", "model": "m", "ctx_size": 0, "total_slots": 1}
+    with ExitStack() as stack:
+        for _ in range(32):
+            worker = stack.enter_context(connect(house.worker_url, proxy=None))
+            worker.send(json.dumps({"type": "hello", "gpu_key": GPU_KEY, "capabilities": capabilities}))
+            assert json.loads(worker.recv(timeout=60))["success"]
+        connected = Counter(line["router_id"] for line in lines(house, "worker.connected"))
+    assert list(connected.values()) == [16, 16]
 
 
 def test_a_killed_process_comes_again_and_nobody_is_refused(house: House, worker: Daemon) -> None:
@@ -104,6 +151,24 @@ def test_a_killed_process_comes_again_and_nobody_is_refused(house: House, worker
     assert events(house, "process.died") == N_PROCESSES
     worker.wait_for("link.open", after=1)
     assert answer_of(house) == ANSWER
+
+
+@pytest.mark.usefixtures("worker")
+def test_what_was_handed_to_a_process_that_is_killed_is_served_by_the_next(house: House) -> None:
+    """A client whose connection lay in the inbox of a killed process is closed, or waits for ever."""
+    for n_died, child in enumerate(children_of(house.router.pid)):  # one of them has the worker, and is handed clients
+        wait_until(lambda: house.health()["all_routers"]["workers"] == 1, what="a worker", daemon=house.router)
+        os.kill(child, signal.SIGSTOP)
+        with ExitStack() as stack:
+            clients = [stack.enter_context(socket.create_connection(("127.0.0.1", house.port))) for _ in range(16)]
+            for client in clients:
+                client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            time.sleep(0.5)  # to accept them and hand them over
+            os.kill(child, signal.SIGKILL)
+            for client in clients:
+                client.settimeout(60)
+                assert client.recv(12) == b"HTTP/1.1 200"
+        house.router.wait_for("process.started", after=N_PROCESSES + n_died)
 
 
 def test_a_stuck_process_is_replaced(tmp_path: Path, redis: RedisServer) -> None:

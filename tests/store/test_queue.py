@@ -114,6 +114,61 @@ async def test_what_a_router_keeps_for_itself_and_cannot_take_is_announced(store
 
 
 @bounded
+async def test_a_job_that_is_claimed_as_it_is_added_cannot_be_taken_by_others(stores: tuple[Store, Store]) -> None:
+    """Two routers with free slots take each other's jobs, and every answer crosses Redis."""
+    async with router(stores[0], "a") as one, router(stores[1], "b") as other:
+        for queue in (one, other):
+            assert await queue.claim(1) == []
+        await one.enqueue_and_claim(job(0))
+        assert one.n_early == 1
+        assert one.bell.take()
+        assert await other.claim(5) == []
+        assert await one.depth() == Depth(waiting=0, claimed=1)
+        [claimed] = await one.claim(5)
+        assert (claimed.job_id, claimed.attempt, one.n_early) == ("job-0", 1, 0)
+        assert await one.ack(claimed.entry_id)
+        assert await _is_empty(one)
+
+
+@bounded
+async def test_older_jobs_go_before_one_that_is_claimed_as_it_is_added(store: Store) -> None:
+    """A job that waits is overtaken, or the newcomer is forgotten for a second."""
+    async with router(store, "a") as queue:
+        assert await queue.claim(1) == []
+        await fill(queue, 1)
+        await queue.enqueue_and_claim(job(1))
+        assert numbers(await queue.claim(2)) == [0, 1]
+
+
+@bounded
+async def test_what_was_claimed_as_it_was_added_is_no_orphan(store: Store) -> None:
+    """A job runs twice when its router looks for what it has forgotten, or what it forgot is never found."""
+    async with router(store, "a") as queue:
+        assert await queue.claim(1) == []
+        await queue.enqueue_and_claim(job(0))
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await queue.enqueue_and_claim(job(1))
+        await queue.enqueue_and_claim(job(2))
+        claimed = []
+        while jobs := await queue.claim(5):
+            claimed += numbers(jobs)
+        assert sorted(claimed) in ([0, 2], [0, 1, 2])  # the cancelled one may have been added or not
+        assert await queue.depth() == Depth(waiting=0, claimed=len(claimed))
+
+
+@bounded
+async def test_a_job_is_added_though_the_group_was_lost(store: Store) -> None:
+    """Requests fail, or wait a second, after Redis has forgotten everything."""
+    async with router(store, "a") as queue:
+        assert await queue.claim(1) == []
+        await store.execute("DEL", queue.key)
+        await queue.enqueue_and_claim(job(0))
+        assert queue.bell.take()
+        assert numbers(await queue.claim(1)) == [0]
+
+
+@bounded
 async def test_a_release_wakes_the_claimers_of_all_routers(stores: tuple[Store, Store]) -> None:
     """A job whose worker died waits until somebody happens to look."""
     async with router(stores[0], "a") as one, router(stores[1], "b") as other:
