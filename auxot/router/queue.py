@@ -106,6 +106,7 @@ class JobQueue:
         self._unacked: set[bytes] = set()  # settled, but whether Redis knows is unknown
         self._may_have_orphans = True  # entries that are ours in Redis, but that we do not hold
         self._is_claiming = False
+        self._is_recovering = False
         self._has_unannounced = False  # entries of ours that only we know of: others look once a second
         self._early: list[ClaimedJob | bytes] = []  # claimed by `enqueue_and_claim`, for the next `claim`
         self._n_reading = 0  # calls of it that wait for their reply
@@ -173,7 +174,7 @@ class JobQueue:
         have a free slot as well, and then we take theirs. The caller must see to it that the next `claim` is called
         with a count of at least `n_early`. Cancelled or StoreLostError: as `enqueue` and `claim`.
         """
-        if self._is_claiming or self._may_have_orphans:  # what we claim now could be taken for an orphan
+        if self._is_recovering or self._may_have_orphans:  # what we claim now could be taken for an orphan
             return await self.enqueue(job, is_announced=False)
         add = ("XADD", self.key, "*", *entry_fields(job))
         held = self._held | self._unacked
@@ -239,7 +240,11 @@ class JobQueue:
 
     async def _claim(self, count: int) -> list[ClaimedJob]:
         if self._may_have_orphans and not self._n_reading:  # then the bell is going to be rung
-            await self._recover()
+            self._is_recovering = True
+            try:
+                await self._recover()
+            finally:
+                self._is_recovering = False
         jobs, self._early = self._early[:count], self._early[count:]
         has_news = self._queued_bell.is_rung or self._released_bell.is_rung
         if jobs and not has_news:  # nobody else's wait, or their bells are still to ring

@@ -22,15 +22,16 @@ class House:
     poor: Siblings
     rich: Siblings
 
-    def member(self, number: int) -> Siblings:
-        """Return a process as it finds itself when it starts."""
-        return join_family([os.dup(fd) for fd in self.family.descriptors(number)], number)
+
+def member_of(family: Family, number: int) -> Siblings:
+    """Return a process as it finds itself when it starts."""
+    return join_family([os.dup(fd) for fd in family.descriptors(number)], number)
 
 
 @contextmanager
 def house() -> Iterator[House]:
     with closing(found_family(2)) as family:
-        members = [House(family, *[None] * 2).member(number) for number in range(2)]
+        members = [member_of(family, number) for number in range(2)]
         for member in members:
             member.open()
         members[1].keep("worker", is_worker=True)
@@ -87,7 +88,7 @@ async def test_what_is_on_its_way_is_counted_until_it_is_taken():
         assert (two.poor.board.standing(1).n_clients, two.poor.board.standing(1).n_untaken) == (3, 0)
 
 
-async def test_a_stuck_sibling_gets_only_so_many():
+def test_a_stuck_sibling_gets_only_so_many():
     """A process that takes nothing collects all clients until the watchdog ends it."""
     with house() as two, accepted() as (_, served):
         sent = [two.poor.place(n, served, is_worker=False) for n in range(2 * MAX_UNTAKEN)]
@@ -95,7 +96,7 @@ async def test_a_stuck_sibling_gets_only_so_many():
         assert two.poor.board.standing(0).n_clients == MAX_UNTAKEN
 
 
-async def test_nothing_goes_to_or_from_a_process_that_leaves():
+def test_nothing_goes_to_or_from_a_process_that_leaves():
     """A client is handed to a process that has closed its doors, or by one that was told to stop."""
     with house() as two, accepted() as (_, served):
         two.rich.leave()
@@ -105,7 +106,7 @@ async def test_nothing_goes_to_or_from_a_process_that_leaves():
         assert not two.poor.place("c", served, is_worker=False)
 
 
-async def test_what_cannot_be_sent_stays_and_leaves_no_count():
+def test_what_cannot_be_sent_stays_and_leaves_no_count():
     """A connection is lost when an inbox takes no more, or its process looks busy for ever."""
     with house() as two, accepted() as (_, served):
         for door in two.poor.doors:
@@ -122,7 +123,7 @@ async def test_what_lies_in_the_inbox_of_the_dead_is_for_their_successor():
         two.poor.place("c", served, is_worker=False)
         two.family.board.clear(1)
         assert not two.poor.place("d", served, is_worker=False)
-        with closing_member(two.member(1)) as successor:
+        with closing_member(member_of(two.family, 1)) as successor:
             successor.open()
             assert two.poor.board.standing(1).n_untaken == 0
             [(taken, _)] = await successor.take()
