@@ -245,10 +245,11 @@ class JobQueue:
                 await self._recover()
             finally:
                 self._is_recovering = False
-        jobs, self._early = self._early[:count], self._early[count:]
+        jobs = self._early[:count]  # they are taken out once nothing can go wrong any more
+        n_early = len(jobs)
         has_news = self._queued_bell.is_rung or self._released_bell.is_rung
         if jobs and not has_news:  # nobody else's wait, or their bells are still to ring
-            return await self._readable(jobs)
+            return await self._readable(jobs, n_early=n_early)
         if self._released_bell.is_rung and len(jobs) < count:
             jobs += await self._claim_released(count - len(jobs))
         if len(jobs) < count:
@@ -258,10 +259,12 @@ class JobQueue:
             self._has_unannounced |= had_unannounced and len(jobs) >= count
         if len(jobs) >= count:
             self._queued_bell.is_rung = True  # more may wait than there were slots for
-        return await self._readable(jobs)
+        return await self._readable(jobs, n_early=n_early)
 
-    async def _readable(self, jobs: Sequence[ClaimedJob | bytes]) -> list[ClaimedJob]:
-        """Take the entries that cannot be read out of the queue; return the others."""
+    async def _readable(self, jobs: Sequence[ClaimedJob | bytes], *, n_early: int) -> list[ClaimedJob]:
+        """Take the entries that cannot be read out of the queue; return the others. So many are of the early ones."""
+        del self._early[:n_early]
+        self._held.difference_update(job.entry_id for job in jobs[:n_early] if isinstance(job, ClaimedJob))
         for unreadable in (job for job in jobs if isinstance(job, bytes)):
             await self.ack(unreadable)
             self.bell.ring()
