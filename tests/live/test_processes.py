@@ -138,7 +138,8 @@ def test_workers_are_spread_over_the_processes(house: House) -> None:
             worker = stack.enter_context(connect(house.worker_url, proxy=None))
             worker.send(json.dumps({"type": "hello", "gpu_key": GPU_KEY, "capabilities": capabilities}))
             assert json.loads(worker.recv(timeout=60))["success"]
-        connected = Counter(line["router_id"] for line in lines(house, "worker.connected"))
+        wait_until(lambda: events(house, "worker.connected") == 32, what="32 workers", daemon=house.router)
+    connected = Counter(line["router_id"] for line in lines(house, "worker.connected"))
     assert list(connected.values()) == [16, 16]
 
 
