@@ -7,9 +7,7 @@ sees a worker that asks for its policy and leaves. All of it takes at most about
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -26,6 +24,7 @@ from auxot.worker.doctor_model import check_file, check_policy, room_at
 from auxot.worker.findings import Finding, Verdict
 from auxot.worker.groups import AUTO
 from auxot.worker.llama.binary import find_llama_server, llama_server_version
+from auxot.worker.llama.devices import LlamaDevice, list_devices
 from auxot.worker.llama.http import parse_llama_url
 from auxot.worker.llama.install import has_release
 from auxot.worker.machine import backend, look_at_host
@@ -33,7 +32,6 @@ from auxot.worker.machine import backend, look_at_host
 ROUTER_TIMEOUT_S = 20.0
 LLAMA_TIMEOUT_S = 20.0
 LOW_DISK_BYTES, LOW_MEMORY_BYTES = 5 * GIB, 2 * GIB
-_LISTED = re.compile(r"^  (?P<id>\w+): (?P<name>.+) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)$", re.MULTILINE)
 _HOW_TO_BUILD = {
     DeviceKind.CUDA: "cuda",
     DeviceKind.ROCM: "vulkan",  # runs on AMD's GPUs without ROCm's compiler
@@ -147,16 +145,11 @@ def check_model(subject: Subject, policy: Policy | None, host: Host) -> Finding:
     )
 
 
-def devices_listed(text: str) -> list[Device]:
-    """Read the output of `llama-server --list-devices`: `  CUDA0: NVIDIA H200 (143167 MiB, 142600 MiB free)`."""
+def devices_listed(listed: Iterable[LlamaDevice]) -> list[Device]:
+    """Return what llama-server lists as devices of this host."""
     return [
-        Device(
-            kind=_kind_of(match["id"]),
-            name=match["name"],
-            total_bytes=int(match["total"]) * 1024**2,
-            free_bytes=int(match["free"]) * 1024**2,
-        )
-        for match in _LISTED.finditer(text)
+        Device(kind=_kind_of(one.name), name=one.model, total_bytes=one.total_bytes, free_bytes=one.free_bytes)
+        for one in listed
     ]
 
 
@@ -232,20 +225,25 @@ async def _run_binary(binary: Path, host: Host) -> Finding:
     try:
         with trio.fail_after(LLAMA_TIMEOUT_S):
             version = await llama_server_version(binary)
-            done = await trio.run_process(
-                [str(binary), "--list-devices"], capture_stdout=True, stderr=subprocess.DEVNULL, check=False, stdin=b""
-            )
+            listed = await _devices(binary)
     except LlamaError as exc:
         return Finding("llama-server", Verdict.FAIL, str(exc))
     except trio.TooSlowError:
         return Finding("llama-server", Verdict.FAIL, f"it does not answer within {LLAMA_TIMEOUT_S:g} s")
     text = f"{binary}: {version.release}, build {version.build}"
-    listed = devices_listed(done.stdout.decode(errors="replace"))
     if host.gpus and not listed:
         advice = f"`auxot-worker llama build --backend {_HOW_TO_BUILD[backend(host)]}` makes one that does"
         return Finding("llama-server", Verdict.WARN, f"{text}; uses no GPU", advice)
     uses = ", ".join(f"{one.name} ({show_bytes(one.total_bytes)})" for one in listed) or "the processor"
     return Finding("llama-server", Verdict.OK, f"{text}; uses {uses}")
+
+
+async def _devices(binary: Path) -> list[Device]:
+    """Return the GPUs that llama-server would use; none of one that does not say."""
+    try:
+        return devices_listed(await list_devices(binary))
+    except LlamaError:
+        return []
 
 
 async def _check_llama_url(url: str) -> Finding:

@@ -15,6 +15,7 @@ from auxot.worker.devices import GIB, Device, DeviceKind, Host
 from auxot.worker.doctor import check_gpus, devices_listed
 from auxot.worker.doctor_model import check_file
 from auxot.worker.findings import Verdict
+from auxot.worker.llama.devices import parse_devices
 from tests.live.processes import API_KEY, GPU_KEY, running_router
 
 CPU = Device(kind=DeviceKind.CPU, name="cpu", total_bytes=16 * GIB, free_bytes=8 * GIB)
@@ -162,7 +163,7 @@ def test_gpus_and_their_drivers_are_told():
     text = (
         "Available devices:\n  CUDA0: NVIDIA H200 (143167 MiB, 142600 MiB free)\n  Vulkan1: A (b) (8 MiB, 4 MiB free)\n"
     )
-    cuda, vulkan = devices_listed(text)
+    cuda, vulkan = devices_listed(parse_devices(text))
     assert (cuda.kind, cuda.name, cuda.total_bytes >> 20) == (DeviceKind.CUDA, "NVIDIA H200", 143167)
     assert (vulkan.kind, vulkan.name, vulkan.free_bytes >> 20) == (DeviceKind.VULKAN, "A (b)", 4)
     findings = list(check_gpus(Host(gpus=(cuda,), cpu=CPU, n_cpus=4, problems=("no answer",))))

@@ -21,7 +21,10 @@ from auxot.worker.llama.argv import llama_environment
 
 LIST_TIMEOUT_S = 60.0  # drivers of many GPUs take their time to wake up
 
-_DEVICE = re.compile(r"^\s+(?P<name>[^\s:]+): (?P<model>.+) \(\d+ MiB, \d+ MiB free\)$", re.MULTILINE)
+_DEVICE = re.compile(
+    r"^\s+(?P<name>[^\s:]+): (?P<model>.+) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)$", re.MULTILINE
+)
+_MIB = 1024**2
 
 
 @attrs.frozen(kw_only=True)
@@ -30,11 +33,21 @@ class LlamaDevice:
 
     name: str
     model: str
+    total_bytes: int
+    free_bytes: int
 
 
 def parse_devices(text: str) -> list[LlamaDevice]:
     """Read the output of `llama-server --list-devices`; none where it was built for the processor only."""
-    return [LlamaDevice(name=match["name"], model=match["model"]) for match in _DEVICE.finditer(text)]
+    return [
+        LlamaDevice(
+            name=match["name"],
+            model=match["model"],
+            total_bytes=int(match["total"]) * _MIB,
+            free_bytes=int(match["free"]) * _MIB,
+        )
+        for match in _DEVICE.finditer(text)
+    ]
 
 
 def names_of(listed: list[LlamaDevice], models: Collection[str]) -> tuple[str, ...]:

@@ -17,7 +17,12 @@ RTX = "NVIDIA GeForce RTX 4090"
 
 def test_devices_are_read() -> None:
     """A GPU with brackets in its name is not seen."""
-    assert parse_devices(LISTED)[0] == LlamaDevice(name="Vulkan0", model="Intel(R) UHD Graphics 770 (ADL-S GT1)")
+    assert parse_devices(LISTED)[0] == LlamaDevice(
+        name="Vulkan0",
+        model="Intel(R) UHD Graphics 770 (ADL-S GT1)",
+        total_bytes=47925 * 1024**2,
+        free_bytes=40000 * 1024**2,
+    )
     assert len(parse_devices(LISTED)) == 3
     assert parse_devices("Available devices:\n  (none)\n") == []
 
