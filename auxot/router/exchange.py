@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -76,28 +76,6 @@ class Asked:
 
 
 @attrs.frozen(kw_only=True)
-class _Order:
-    """What is kept of a job while it waits and runs: of its prompt only the encoded message, which the queue shares."""
-
-    job_id: str
-    frame: bytes = attrs.field(repr=False)
-    needs: str | None
-    max_tokens: int | None
-    can_be_continued: bool
-
-    @classmethod
-    def of(cls, asked: Asked) -> Self:
-        job = asked.job
-        return cls(
-            job_id=job.job_id,
-            frame=encode(job),
-            needs=asked.needs or FEATURE_OF_KIND.get(job.kind),
-            max_tokens=job.max_tokens,
-            can_be_continued=can_be_continued(job),
-        )
-
-
-@attrs.frozen(kw_only=True)
 class Endpoint:
     """One dialect's generation endpoint, as an ASGI application. `ask` is what other kinds of endpoints replace."""
 
@@ -150,20 +128,19 @@ class Endpoint:
         n_body_bytes = len(body)
         del body  # megabytes, while the answer may take minutes
         await self._fetch_images(asked.job, receive, place=place, n_body_bytes=n_body_bytes)
-        order, answer, stream = _Order.of(asked), asked.answer, asked.stream
-        del asked  # as above
         record = JobRecord(
-            job_id=order.job_id,
+            job_id=asked.job.job_id,
             accepted_at=accepted_at,
             router_id=self.router_id,
             request_id=scope[REQUEST_ID],
             key_name=place.principal.name,
         )
+        open_job, answer, stream = _open_job(asked, record, place), asked.answer, asked.stream
+        del asked  # as above
         exchange = _Exchange(
             endpoint=self,
-            order=order,
+            open_job=open_job,
             answer=answer,
-            record=record,
             place=place,
             receive=receive,
             send=send,
@@ -264,9 +241,8 @@ class _Exchange:
     """A request that was understood, with the job that it became."""
 
     endpoint: Endpoint
-    order: _Order
+    open_job: OpenJob
     answer: ClientAnswer
-    record: JobRecord
     place: Place
     receive: Receive
     send: Send
@@ -274,9 +250,9 @@ class _Exchange:
 
     async def run(self) -> None:
         """Queue the job, send its answer, and leave nothing behind however this ends."""
-        order, limits = self.order, self.endpoint.limits
+        open_job, limits = self.open_job, self.endpoint.limits
         admission, place = self.endpoint.pool.admission, self.place
-        admission.resize(place, len(order.frame))
+        admission.resize(place, len(open_job.frame))
 
         def on_started() -> None:
             limits.until_started.stop(on_overtime)
@@ -285,16 +261,7 @@ class _Exchange:
         def on_overtime() -> None:
             self._stop(open_job)
 
-        open_job = OpenJob(
-            record=self.record,
-            answer=self.answer,
-            frame=order.frame,
-            place=place,
-            needs=order.needs,
-            max_tokens=order.max_tokens,
-            on_started=on_started,
-            draft=Draft() if order.can_be_continued else None,
-        )
+        open_job.on_started = on_started
         limits.until_started.start(on_overtime)
         limits.in_all.start(on_overtime)
         try:
@@ -347,8 +314,7 @@ class _Exchange:
     def _stop(self, open_job: OpenJob) -> None:
         """Fail a job that has taken too long, and let its worker go."""
         open_job.fail(self._out_of_time(open_job))
-        if open_job.cancel_attempt is not None:
-            open_job.cancel_attempt()
+        open_job.stop_attempt()
 
     def _out_of_time(self, open_job: OpenJob) -> Failed:
         limits = self.endpoint.limits
@@ -358,7 +324,7 @@ class _Exchange:
 
     def _headers(self) -> Headers:
         """Return the headers of the answer, as they are when its head is sent."""
-        return job_headers(self.record)
+        return job_headers(self.open_job.record)
 
 
 async def send_error(
@@ -370,6 +336,20 @@ async def send_error(
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     body = dialect.error_body(error, request_id=request_id)
     await send_json(send, status=dialect.status(error.code), body=body, headers=headers)
+
+
+def _open_job(asked: Asked, record: JobRecord, place: Place) -> OpenJob:
+    """Return a job as it waits and runs: of its prompt only the encoded message is kept, which the queue shares."""
+    job = asked.job
+    return OpenJob(
+        record=record,
+        answer=asked.answer,
+        frame=encode(job),
+        place=place,
+        needs=asked.needs or FEATURE_OF_KIND.get(job.kind),
+        max_tokens=job.max_tokens,
+        draft=Draft() if can_be_continued(job) else None,
+    )
 
 
 def writable_connection(scope: Scope) -> Connection | None:

@@ -280,12 +280,12 @@ def _told(siblings: Siblings, crowd: Crowd) -> tuple[Callable[[Connection], None
 
     def begin(connection: Connection) -> None:
         crowd.engage(connection)
-        siblings.is_busy(connection)
+        siblings.keep(connection, is_worker=False)
 
     def end(connection: Connection) -> None:
         crowd.disengage(connection)
         if not crowd.is_engaged(connection):
-            siblings.is_idle(connection)
+            siblings.forget(connection)
 
     return begin, end
 

@@ -18,7 +18,7 @@ from auxot.core.jobs import Failed, JobEvent
 from auxot.core.logs import get_logger
 from auxot.router.letters import Cancel, Happened, Letter, Lost, Started
 from auxot.router.mailbox import Mailbox
-from auxot.router.relay import Loss, OpenJob
+from auxot.router.relay import Loss, OpenJob, nothing
 from auxot.router.sweeper import is_settled
 
 if TYPE_CHECKING:
@@ -193,8 +193,7 @@ class Correspondence:
         if guest is None or guest.issue != issue:
             return
         guest.ended = True
-        if guest.cancel_attempt is not None:
-            guest.cancel_attempt()
+        guest.stop_attempt()
 
     def on_gap(self, sender: str) -> None:
         """Fail the jobs that run at a router of whose letters some are lost: their text would have a hole."""
@@ -209,7 +208,7 @@ class Correspondence:
         if letter.attempt <= record.attempt:
             return
         # A session of ours may still run it: we were taken for dead. Two must not write one answer.
-        stop_ours = _nothing if self.runs_elsewhere(letter.job_id) else open_job.cancel_attempt or _nothing
+        stop_ours = nothing if self.runs_elsewhere(letter.job_id) else open_job.cancel_attempt or nothing
         if open_job.cancel_attempt is not None and not self.lose(open_job, attempt=record.attempt):
             self._cancel(sender, letter)
         else:
@@ -240,10 +239,10 @@ class Correspondence:
 
     def _end(self, open_job: OpenJob, *, cancel: bool) -> None:
         self._runners.pop(open_job.record.job_id, None)
-        if cancel and open_job.cancel_attempt is not None:
-            open_job.cancel_attempt()
+        if cancel:
+            open_job.stop_attempt()
         # Leaving the request must not cancel what has ended: replaced, because None would mean "in the queue".
-        open_job.cancel_attempt = _nothing
+        open_job.cancel_attempt = nothing
 
     def _refuse(self, sender: str, letter: Started | Happened | Lost) -> None:
         """Have a router stop a job that is not wanted of it; what it has lost has stopped."""
@@ -256,7 +255,3 @@ class Correspondence:
     def _post(self, router_id: str, letter: Letter) -> None:
         if self.mailbox is not None:
             self.mailbox.post(router_id, letter)
-
-
-def _nothing() -> None:
-    """Do nothing."""

@@ -263,6 +263,7 @@ class JobQueue:
 
     async def _readable(self, jobs: Sequence[ClaimedJob | bytes], *, n_early: int) -> list[ClaimedJob]:
         """Take the entries that cannot be read out of the queue; return the others. So many are of the early ones."""
+        # An ack that fails leaves the early ones to nobody: the next claim finds and releases them.
         del self._early[:n_early]
         self._held.difference_update(job.entry_id for job in jobs[:n_early] if isinstance(job, ClaimedJob))
         for unreadable in (job for job in jobs if isinstance(job, bytes)):

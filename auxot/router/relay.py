@@ -179,6 +179,11 @@ class OpenJob:
             return self.frame
         return encode(self.draft.rest_of(decode_job(self.frame)))
 
+    def stop_attempt(self) -> None:
+        """Tell the worker that has it, if there is one, to stop."""
+        if self.cancel_attempt is not None:
+            self.cancel_attempt()
+
     def let_go(self) -> None:
         """Cancel a running attempt, and forget who is called: they refer to the job.
 
@@ -188,7 +193,7 @@ class OpenJob:
         self.on_started = None
         if self.cancel_attempt is not None:
             self.cancel_attempt()
-            self.cancel_attempt = _nothing  # a session has it still
+            self.cancel_attempt = nothing  # a session has it still
 
     def fail(self, failure: Failed) -> None:
         """End the job with an error, and send it on at once."""
@@ -234,8 +239,7 @@ class Relay:
         """End every open job with an error, and let its worker go."""
         for open_job in list(self._jobs.values()):
             open_job.fail(failure)
-            if open_job.cancel_attempt is not None:
-                open_job.cancel_attempt()
+            open_job.stop_attempt()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -265,5 +269,5 @@ class _Opening:
         self.relay._close(self.open_job)  # noqa: SLF001
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """Do nothing: what cancels an attempt that has ended, where None would mean that there is none."""

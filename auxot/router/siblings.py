@@ -141,16 +141,6 @@ class Siblings:
         self._clients.discard(connection)
         self._publish()
 
-    def is_busy(self, connection: Hashable) -> None:
-        """Note that a client's connection has a request."""
-        self._clients.add(connection)
-        self.board.write(self.number, _CLIENTS, len(self._clients))
-
-    def is_idle(self, connection: Hashable) -> None:
-        """Note that a client's connection has had its answers."""
-        self._clients.discard(connection)
-        self.board.write(self.number, _CLIENTS, len(self._clients))
-
     async def take(self) -> list[tuple[socket.socket, bool]]:
         """Return what has come in: connections, and whether each is a worker's. Cancel-safe: then nothing was taken."""
         if self._left_behind:
