@@ -13,7 +13,7 @@ from auxot.core.messages import Policy
 from auxot.core.models.entries import load_registry
 from auxot.core.models.fit import describe, weight_bytes
 from auxot.core.models.lookup import Choice
-from auxot.core.models.rows import shards
+from auxot.core.models.rows import part_paths
 from auxot.core.sizes import show_bytes
 from auxot.worker.devices import Host
 from auxot.worker.fetch.models import folder_of, missing_files
@@ -30,8 +30,7 @@ _OTHER_FILE = "correct --model-path, or take a smaller quantization"
 def check_file(path: Path, host: Host) -> Finding:
     """Look at a model's files on this machine, and whether there is the memory for them, whatever is served."""
     try:
-        parts = [path.with_name(name) for name in shards(whole(path).name)]
-        n_bytes = sum(part.stat().st_size for part in parts)
+        n_bytes = sum(part.stat().st_size for part in part_paths(whole(path)))
         with path.open("rb") as stream:
             is_gguf = stream.read(len(_GGUF)) == _GGUF
     except ConfigError as exc:

@@ -12,7 +12,7 @@ import attrs
 from auxot.core.models.entries import Model, RemoteFile, Variant
 from auxot.core.models.gguf import GgufError, Header, read_header
 from auxot.core.models.lookup import Choice, shown_name
-from auxot.core.models.rows import shards
+from auxot.core.models.rows import part_paths
 
 _UNKNOWN = "file"  # stands for a repository, of which a file on a disk has none
 
@@ -35,7 +35,7 @@ def choice_of_file(path: Path) -> Choice:
         path: the file, or the first part of a split one; all parts are there.
     """
     header = read_model_file(path)
-    files = tuple(RemoteFile(path=name, size_bytes=path.with_name(name).stat().st_size) for name in shards(path.name))
+    files = tuple(RemoteFile(path=part.name, size_bytes=part.stat().st_size) for part in part_paths(path))
     variant = Variant(quantization=path.name, files=files)
     model = Model(
         name=shown_name(str(path)),

@@ -19,7 +19,7 @@ from auxot.core.models.entries import Registry
 from auxot.core.models.fit import Need, Shape, fit, refusal
 from auxot.core.models.gguf import GgufError
 from auxot.core.models.lookup import Choice, resolve, unknown_model
-from auxot.core.models.rows import IMAGE_GENERATION, shards
+from auxot.core.models.rows import IMAGE_GENERATION, part_paths
 from auxot.worker.devices import Device, Host
 from auxot.worker.groups import AUTO, Group, groups_of, smallest_room
 from auxot.worker.local_model import choice_of_file, completed
@@ -159,7 +159,7 @@ def _readable(path: Path) -> Choice | None:
 def whole(path: Path) -> Path:
     """Return the path of a file of this machine; ConfigError if not all parts of it are there."""
     try:
-        missing = [name for name in shards(path.name) if not path.with_name(name).is_file()]
+        missing = [part.name for part in part_paths(path) if not part.is_file()]
     except ValueError as exc:
         raise ConfigError(f"the model's file: {exc}") from exc
     if missing:

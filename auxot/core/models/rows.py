@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import attrs
 import cattrs
@@ -94,6 +94,11 @@ def shards(first: str) -> tuple[str, ...]:
     if match[1] != "00001" or not 1 <= n <= MAX_SHARDS:
         raise ValueError(f"{first} is not the first of at most {MAX_SHARDS} parts")
     return tuple(f"{first[: match.start()]}-{i:05d}-of-{n:05d}.gguf" for i in range(1, n + 1))
+
+
+def part_paths(first: Path) -> list[Path]:
+    """Return where all parts of a model's file are, given the first; errors as `shards`."""
+    return [first.with_name(name) for name in shards(first.name)]
 
 
 def check_place(repo: str, path: str) -> None:

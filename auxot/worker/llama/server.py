@@ -31,7 +31,7 @@ from auxot.core.background import background
 from auxot.core.errors import LlamaError
 from auxot.core.forwarded import PROBE_BODY, PROBES
 from auxot.core.logs import get_logger
-from auxot.core.models.rows import shards
+from auxot.core.models.rows import part_paths
 from auxot.worker.llama.argv import LlamaSettings, llama_argv, llama_environment
 from auxot.worker.llama.dial import want_of_memory
 from auxot.worker.llama.facts import LlamaFacts, read_facts
@@ -245,7 +245,7 @@ async def _watch_health(server: LlamaServer) -> None:
 def _size(path: Path) -> int:
     """Return the bytes of a model's files, given the first."""
     try:
-        return sum(path.with_name(name).stat().st_size for name in shards(path.name))
+        return sum(part.stat().st_size for part in part_paths(path))
     except (OSError, ValueError):  # llama-server will say so
         return 0
 
