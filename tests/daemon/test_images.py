@@ -7,7 +7,7 @@ hooks for sockets and names are for.
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -85,6 +85,17 @@ class Web:
 
 
 @asynccontextmanager
+async def listening(web: Web, serve: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncIterator[None]:
+    """Have connections served on a free port for the length of the block."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    web.port = listeners[0].socket.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, serve, listeners)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
 async def running_web(**pages: Any) -> AsyncIterator[Web]:
     web = Web(pages={f"/{name}": page for name, page in pages.items()})
 
@@ -92,12 +103,8 @@ async def running_web(**pages: Any) -> AsyncIterator[Web]:
         async with stream:
             await web.serve(stream)
 
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    web.port = listeners[0].socket.getsockname()[1]
-    async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, serve, listeners)
+    async with listening(web, serve):
         yield web
-        nursery.cancel_scope.cancel()
 
 
 @attrs.define(eq=False)

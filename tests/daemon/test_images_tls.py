@@ -20,7 +20,7 @@ import trio
 
 from auxot.router import fetch
 from tests.daemon.harness import running_router, scripted_worker
-from tests.daemon.test_images import PNG, PUBLIC, Web, answer, chat, detour, redirect, refusal
+from tests.daemon.test_images import PNG, PUBLIC, Web, answer, chat, detour, listening, redirect, refusal
 
 HOST = "pictures.example"
 NAMES = {"pictures_example": [PUBLIC], "other_example": [PUBLIC]}
@@ -86,12 +86,8 @@ async def running_tls_web(shown: Certificate | None, **pages: bytes) -> AsyncGen
             with suppress(trio.BrokenResourceError):  # the router does not like what it is shown
                 await web.serve(stream)
 
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    web.port = listeners[0].socket.getsockname()[1]
-    async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, serve, listeners)
+    async with listening(web, serve):
         yield web
-        nursery.cancel_scope.cancel()
 
 
 def https(web: Web, path: str, host: str = HOST) -> str:
